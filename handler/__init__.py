@@ -1,0 +1,10 @@
+"""Everything that runs inside a TorchServe worker; packed into the model archive as it is.
+
+The data flow, one module a step::
+
+    request row ─ payload ─▶ picture bytes ─ images ─▶ RGB image ─ preprocessing ─▶ uint8 array
+        ─ preprocessing ─▶ float tensor ─ network ─▶ logits ─ topk ─▶ predictions ─ responses ─▶ answer
+
+``densenet_handler`` drives it, ``card`` says what the model is, ``errors`` says what went wrong.
+Nothing in here imports from ``scripts``: the archive works without the repository.
+"""

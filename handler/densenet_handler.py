@@ -1,0 +1,178 @@
+"""The TorchServe handler: drives a request through the modules of this package.
+
+The file lies at the root of the archive, the package beside it, so that the imports are the same
+there and in the repository.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from ts.torch_handler.image_classifier import ImageClassifier
+
+from handler.card import CardError, ModelCard, check_labels
+from handler.errors import NotSupported, RequestError
+from handler.images import decode
+from handler.network import load_network
+from handler.payload import Payload, header, parse
+from handler.preprocessing import Preprocessing
+from handler.responses import Response, error_response, prediction_response
+from handler.topk import top_predictions
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_RUNS = 3
+
+
+class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has no type hints
+    """Serves a DenseNet: the best label of each picture.
+
+    ``handle``, ``inference``, metrics and the profiler are TorchServe's. What differs: the model
+    card says what is loaded and how pictures are prepared, and every request of a batch gets its
+    own status, so that a broken picture harms nobody else.
+    """
+
+    topk = 1
+
+    def initialize(self, context: Any) -> None:
+        """Load card, labels and weights, check that they fit each other, and warm up.
+
+        Raises:
+            CardError: the archive contradicts itself; the worker doesn't start.
+        """
+        properties = context.system_properties
+        model_dir = Path(properties["model_dir"])
+        config = context.model_yaml_config or {}
+        if "handler" not in config:
+            raise CardError("model-config.yaml has no section 'handler:', the model card; build the archive anew")
+        self.context = context
+        self.manifest = context.manifest
+        self.card = ModelCard.from_dict(config["handler"])
+        limits = config.get("limits", {})
+        self.max_pixels = int(limits["max_image_pixels"])
+        self.max_instances = int(limits["max_instances"])
+        mapping = json.loads((model_dir / "index_to_name.json").read_text(encoding="utf-8"))
+        self.labels = check_labels(mapping, self.card)
+        self.mapping = mapping
+        gpu_id = properties.get("gpu_id")
+        cuda = torch.cuda.is_available() and gpu_id is not None
+        self.map_location = "cuda" if cuda else "cpu"
+        self.device = torch.device(f"cuda:{gpu_id}" if cuda else "cpu")
+        torch.set_num_threads(self.card.threads_per_worker)
+        self.model_pt_path = str(model_dir / context.manifest["model"]["serializedFile"])
+        self.model = load_network(self.card, Path(self.model_pt_path), self.device)
+        self.preprocessing = Preprocessing.of(self.card)
+        self.image_processing = self.preprocessing.to_array
+        self._payloads: list[Payload | RequestError] = []
+        self._warm_up()
+        self.initialized = True
+        logger.info("%s is ready on %s: %d classes", self.card.name, self.device, self.card.num_classes)
+
+    def describe_handle(self) -> dict[str, Any]:
+        """The model card, for ``GET /models/densenet?customized=true`` of the management API."""
+        return self.card.to_dict()
+
+    def preprocess(self, data: list[dict[str, Any]]) -> torch.Tensor:
+        """Parse and decode a batch of requests; what is wrong with one is kept for its answer.
+
+        Args:
+            data: a row a request.
+
+        Returns:
+            (P, 3, crop, crop) float32, the pictures of all requests that can be served, in order.
+        """
+        self._payloads = []
+        arrays = []
+        for index, row in enumerate(data):
+            try:
+                payload = self._parse(row, index)
+                arrays += self._decode(payload)
+                self._payloads.append(payload)
+            except RequestError as error:
+                self._payloads.append(error)
+        size = self.card.crop
+        batch = np.stack(arrays) if arrays else np.empty((0, size, size, 3), dtype=np.uint8)  # (P, crop, crop, 3)
+        return self.preprocessing.to_tensor(batch)  # (P, 3, crop, crop)
+
+    def inference(self, data: torch.Tensor) -> torch.Tensor:
+        """Logits (P, classes) of a batch (P, 3, crop, crop); P may be 0."""
+        if not len(data):
+            return torch.empty(0, self.card.num_classes)
+        with torch.inference_mode():
+            return self.model(data.to(self.device))  # type: ignore[no-any-return]  # (P, classes)
+
+    def postprocess(self, data: torch.Tensor) -> list[str]:
+        """One answer a request, with its own status and content type.
+
+        Args:
+            data: (P, classes) logits of the pictures that ``preprocess`` returned.
+        """
+        answers = []
+        rows = iter(data)
+        for index, payload in enumerate(self._payloads):
+            if isinstance(payload, RequestError):
+                response = error_response(payload)
+            else:
+                logits = torch.stack([next(rows) for _ in payload.pictures])  # (pictures, classes)
+                predictions = top_predictions(logits, self.labels, payload.topk or self.topk, self.card.temperature)
+                accept = header(self._headers(index), "accept")
+                response = prediction_response(predictions, accept, payload.topk is not None, payload.instances)
+            answers.append(self._answer(index, response))
+        return answers
+
+    def _is_explain(self) -> bool:
+        """Never for a whole batch: TorchServe asks the first request, this handler each one."""
+        return False
+
+    def _headers(self, index: int) -> dict[str, Any]:
+        headers: dict[str, Any] = self.context.get_all_request_header(index)
+        return headers
+
+    def _parse(self, row: dict[str, Any], index: int) -> Payload:
+        headers = self._headers(index)
+        if headers.get("explain") == "True":
+            raise NotSupported("explanations aren't served by this model; send the picture to /predictions instead")
+        return parse(row, headers, self.card.num_classes, self.max_instances)
+
+    def _decode(self, payload: Payload) -> list[np.ndarray]:
+        arrays = []
+        for number, picture in enumerate(payload.pictures):
+            try:
+                arrays.append(self.image_processing(decode(picture, self.max_pixels)))  # (crop, crop, 3) uint8
+            except RequestError as error:
+                if payload.instances:
+                    raise type(error)(f"instance {number}: {error}") from None
+                raise
+        return arrays
+
+    def _answer(self, index: int, response: Response) -> str:
+        self.context.set_response_status(response.status, response.phrase, index)
+        self.context.set_response_content_type(index, response.content_type)
+        return response.body
+
+    def _warm_up(self) -> None:
+        """Run the whole path on a blank picture, so that the first request is as fast as the tenth.
+
+        Raises:
+            CardError: the network's output isn't what the card says.
+        """
+        start = time.monotonic()
+        buffer = io.BytesIO()
+        Image.new("RGB", (self.card.resize, self.card.resize), "grey").save(buffer, "JPEG")
+        for _ in range(WARM_UP_RUNS):
+            array = self.image_processing(decode(buffer.getvalue(), self.max_pixels))
+            with torch.inference_mode():
+                logits = self.model(self.preprocessing.to_tensor(array[None]).to(self.device))
+            top_predictions(logits, self.labels, self.topk)
+        if not torch.isfinite(logits).all():
+            raise CardError("the network answers a blank picture with infinite or undefined logits; retrain it")
+        logger.info("warmed up in %.1f s", time.monotonic() - start)
+

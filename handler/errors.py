@@ -1,0 +1,60 @@
+"""What can be wrong with a request: small classes, each with its HTTP status.
+
+The handler turns a :class:`RequestError` into the answer of that one request, in TorchServe's own
+error form; every other exception is a fault of the server.
+"""
+
+from __future__ import annotations
+
+
+class RequestError(Exception):
+    """A request that can't be served because of what was sent.
+
+    ``status`` and ``phrase`` are the HTTP status line; ``type`` names the error for programs; the
+    message says what was received and what is accepted.
+    """
+
+    status = 400
+    phrase = "Bad Request"
+
+    @property
+    def type(self) -> str:
+        """The name of the error, the class name."""
+        return type(self).__name__
+
+    def to_dict(self) -> dict[str, object]:
+        """The body of the answer: TorchServe's error form."""
+        return {"code": self.status, "type": self.type, "message": str(self)}
+
+
+class InvalidRequest(RequestError):
+    """The form of the request is wrong: fields, JSON, base64, number of pictures."""
+
+
+class InvalidParameter(RequestError):
+    """A parameter beside the picture is out of range."""
+
+
+class InvalidImage(RequestError):
+    """The bytes aren't a picture that can be decoded."""
+
+
+class ImageTooLarge(RequestError):
+    """The picture has more pixels than the server decodes."""
+
+    status = 413
+    phrase = "Payload Too Large"
+
+
+class TooManyInstances(RequestError):
+    """One request carries more pictures than the server takes at once."""
+
+    status = 413
+    phrase = "Payload Too Large"
+
+
+class NotSupported(RequestError):
+    """The route exists in TorchServe, but this model doesn't serve it."""
+
+    status = 501
+    phrase = "Not Implemented"

@@ -1,0 +1,103 @@
+"""Picture bytes → RGB image: decode what people send, refuse what could harm the worker."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from PIL import Image, ImageMath, ImageOps, UnidentifiedImageError
+
+from handler.errors import ImageTooLarge, InvalidImage
+
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of the formats that are tried; the rest of Pillow (EPS runs Ghostscript) stays off."""
+ACCEPTED = "accepted are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ICO and PPM pictures"
+
+
+def decode(data: bytes, max_pixels: int) -> Image.Image:
+    """The picture in ``data`` as people see it: upright, RGB, transparency over white.
+
+    Of a file with several frames, the first. EXIF orientation is applied.
+
+    Args:
+        data: the bytes of a picture file in one of FORMATS.
+        max_pixels: width times height at most; checked before a pixel is decoded.
+
+    Returns:
+        An image of mode RGB, 0 to 255 a channel.
+
+    Raises:
+        InvalidImage: the bytes are empty, no picture, or a broken or cut-off one.
+        ImageTooLarge: the picture has more than ``max_pixels`` pixels.
+    """
+    if not data:
+        raise InvalidImage(f"received an empty picture (0 bytes); {ACCEPTED}")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of oversized or odd files; the checks below decide, not the log
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise InvalidImage(f"received {len(data)} bytes that are no picture ({_begin(data)}); {ACCEPTED}") from None
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(f"received a picture that is too large: {error}") from None
+    except Exception as error:  # a hostile header can make any parser of Pillow fail in any way
+        raise InvalidImage(f"received a picture with a broken header ({_reason(error)}); {ACCEPTED}") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"received a {image.format} picture of {width} × {height} px = {width * height:,} pixels; "
+            f"accepted are at most {max_pixels:,} pixels"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            return _to_rgb(_upright(image))
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(f"received a picture that is too large: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # OSError (cut off), and what else a decoder meets in broken data
+        raise InvalidImage(
+            f"received a {image.format} picture of {width} × {height} px that is broken or cut off "
+            f"({_reason(error)}); send the whole file, {ACCEPTED}"
+        ) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        image = image.convert("I")
+    if image.mode == "I":  # up to 16 bits a pixel: keep the upper 8
+        _, high = image.getextrema()
+        if isinstance(high, int) and high > 255:
+            image = ImageMath.lambda_eval(lambda a: a["image"] / 256, image=image)
+        return image.convert("L").convert("RGB")
+    if image.mode == "F":  # no defined range: spread what is there over 0 to 255
+        low, high = image.getextrema()
+        span = (high - low) or 1.0  # type: ignore[operator]  # numbers in this mode
+        image = image.point(lambda v: v * (255 / span) + (-low * 255 / span))  # type: ignore[operator]
+        return image.convert("L").convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _begin(data: bytes) -> str:
+    return f"they begin with {bytes(data[:12])!r}"
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()
+    return text[0][:120] if text and text[0] else type(error).__name__

@@ -1,0 +1,106 @@
+"""The network: a card and a weights file → a DenseNet in evaluation mode → logits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models.densenet import DenseNet
+
+from handler.card import Architecture, CardError, ModelCard
+
+_OLD_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)$")
+
+
+def build_network(architecture: Architecture, num_classes: int) -> DenseNet:
+    """A DenseNet with freshly initialised weights; input (N, 3, H, W) float, output (N, num_classes) logits."""
+    network = DenseNet(
+        growth_rate=architecture.growth_rate,
+        # torchvision's annotation says four blocks, its code takes any number
+        block_config=cast("tuple[int, int, int, int]", architecture.block_config),
+        num_init_features=architecture.num_init_features,
+        bn_size=architecture.bn_size,
+        num_classes=num_classes,
+    )
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = architecture.batch_norm_eps
+    return network
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in ``path`` as float32, with torchvision's present key names.
+
+    Reads ``.safetensors``, or a state dict saved by ``torch.save`` (unpickled with
+    ``weights_only=True``: such a file can't run code).
+
+    Raises:
+        CardError: the file is missing, unreadable, or holds something other than a state dict.
+    """
+    if not path.is_file():
+        raise CardError(f"no weights file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CardError(f"{path.name} isn't a readable weights file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # pickle.UnpicklingError, and whatever a crafted pickle provokes
+        raise CardError(
+            f"{path.name} isn't a plain state dict (tensors by name), which is all that is loaded: "
+            f"{type(error).__name__}"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise CardError(f"{path.name} holds a {type(state).__name__}, not a state dict (tensors by name)")
+    renamed = {_OLD_KEY.sub(r"\1\2", name): tensor for name, tensor in state.items()}
+    return {name: t.float() if t.is_floating_point() else t for name, t in renamed.items()}
+
+
+def fit_weights(network: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
+    """Load ``state`` into ``network``; every tensor must be there with the right shape.
+
+    Raises:
+        CardError: tensors are missing, unexpected, of another shape, or not finite.
+    """
+    own = network.state_dict()
+    # counters that only training with momentum=None reads; converted weights lack them
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = sorted(set(own) - set(state) - counters)
+    unexpected = sorted(set(state) - set(own))
+    reshaped = [n for n in own if n in state and state[n].shape != own[n].shape]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} tensors are missing (first {missing[0]})")
+    if unexpected:
+        problems.append(f"{len(unexpected)} are unexpected (first {unexpected[0]})")
+    if reshaped:
+        name = reshaped[0]
+        problems.append(
+            f"{len(reshaped)} have another shape (first {name}: {tuple(state[name].shape)} "
+            f"in the weights, {tuple(own[name].shape)} in the card's architecture)"
+        )
+    if problems:
+        raise CardError(f"{what} don't fit the architecture: {'; '.join(problems)}")
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CardError(f"{what} hold infinite or undefined numbers (first in {broken[0]})")
+    network.load_state_dict(state, strict=False)
+
+
+def load_network(card: ModelCard, weights: Path, device: torch.device) -> DenseNet:
+    """The trained network of a model, in evaluation mode, channels last, ready on ``device``.
+
+    Raises:
+        CardError: the weights don't fit the card.
+    """
+    network = build_network(card.architecture, card.num_classes)
+    fit_weights(network, read_weights(weights), f"the weights in {weights.name}")
+    network.requires_grad_(False)
+    return network.eval().to(device=device, memory_format=torch.channels_last)

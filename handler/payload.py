@@ -1,0 +1,172 @@
+"""Request row → picture bytes and parameters: every form in which a picture may be sent.
+
+TorchServe hands the handler one row (a dict) a request. A picture as the body arrives as bytes
+under ``body``; multipart fields and query parameters under their own names; JSON, already parsed,
+under ``body``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from handler.errors import InvalidParameter, InvalidRequest, TooManyInstances
+
+PICTURE_FIELDS = ("file", "data", "body")
+INSTANCE_FIELDS = ("data", "b64")
+FRAMING_BYTES = 4096
+"""What boundary, part headers and file name of one multipart field take at most."""
+
+HOW_TO_SEND = (
+    "send one picture: as the body (curl -T dog.jpg), as a multipart field 'file', 'data' or 'body' "
+    '(curl -F file=@dog.jpg), or as JSON {"data": "<base64>"} or {"instances": [{"data": "<base64>"}, …]}'
+)
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What one request asks for.
+
+    ``pictures``: the bytes of each picture, one unless ``instances``. ``topk``: how many classes to
+    answer with, None if not asked. ``instances``: the request is KServe V1's list form.
+    """
+
+    pictures: list[bytes]
+    topk: int | None = None
+    instances: bool = False
+
+
+def parse(row: Mapping[str, Any], headers: Mapping[str, Any], num_classes: int, max_instances: int) -> Payload:
+    """The payload of one request.
+
+    Args:
+        row: field name to value: bytes, str, or parsed JSON.
+        headers: the request's headers.
+        num_classes: the largest ``topk``.
+        max_instances: pictures that one request may carry.
+
+    Raises:
+        InvalidRequest: no picture, several, unknown fields, wrong JSON or wrong base64.
+        InvalidParameter: ``topk`` is no number from 1 to ``num_classes``.
+        TooManyInstances: more than ``max_instances`` pictures.
+    """
+    fields = {name: value for name, value in row.items() if name != "model_name"}  # a parameter of /invocations
+    body = fields.get("body")
+    if isinstance(body, dict):
+        del fields["body"]
+        fields = {**fields, **_json_fields(body)}
+    elif isinstance(body, (bytes, bytearray)) and _mime_type(headers) == "application/json":
+        raise InvalidRequest(f"received a JSON body that can't be parsed; {HOW_TO_SEND}")
+    elif isinstance(body, (list, int, float, bool)) or (body is None and "body" in fields):
+        raise InvalidRequest(f"received JSON of type {type(body).__name__}, expected an object; {HOW_TO_SEND}")
+    elif isinstance(body, (bytes, bytearray)) and not body and len(fields) > 1:
+        del fields["body"]  # TorchServe adds an empty body to query parameters
+    topk = _topk(fields.pop("topk"), num_classes) if "topk" in fields else None
+    if "instances" in fields:
+        return Payload(_instances(fields, max_instances), topk, instances=True)
+    unknown = sorted(set(fields) - set(PICTURE_FIELDS))
+    if unknown:
+        raise InvalidRequest(
+            f"received the unknown field {unknown[0][:100]!r}; accepted are "
+            f"{', '.join(PICTURE_FIELDS)} (one of them), topk, and instances; {HOW_TO_SEND}"
+        )
+    if not fields:
+        raise InvalidRequest(f"received no picture; {HOW_TO_SEND}")
+    if len(fields) > 1:
+        raise InvalidRequest(f"received more than one picture (fields {', '.join(sorted(fields))}); {HOW_TO_SEND}")
+    ((name, value),) = fields.items()
+    picture = _picture(value, f"the field {name!r}")
+    _refuse_dropped_fields(headers, picture, row)
+    return Payload([picture], topk)
+
+
+def header(headers: Mapping[str, Any], name: str) -> str:
+    """The value of a header whatever its case, "" if there is none."""
+    wanted = name.lower()
+    return next((v for k, v in headers.items() if k.lower() == wanted and isinstance(v, str)), "")
+
+
+def _mime_type(headers: Mapping[str, Any]) -> str:
+    return header(headers, "content-type").partition(";")[0].strip().lower()
+
+
+def _json_fields(body: dict[str, Any]) -> dict[str, Any]:
+    for name in PICTURE_FIELDS:
+        if name in body and not isinstance(body[name], str):
+            raise InvalidRequest(
+                f"received {type(body[name]).__name__} as {name!r}, expected a picture as a base64 string"
+            )
+    return body
+
+
+def _topk(value: Any, num_classes: int) -> int:
+    text = bytes(value).decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
+    if isinstance(text, str) and text.strip().isdecimal() and len(text.strip()) < 10:
+        text = int(text)
+    if isinstance(text, bool) or not isinstance(text, int) or not 1 <= text <= num_classes:
+        raise InvalidParameter(
+            f"received topk={str(text)[:100]!r}; accepted are whole numbers from 1 to {num_classes}, "
+            "the number of classes"
+        )
+    return text
+
+
+def _instances(fields: dict[str, Any], max_instances: int) -> list[bytes]:
+    instances = fields["instances"]
+    extra = sorted(set(fields) - {"instances"})
+    if extra:
+        raise InvalidRequest(f"received 'instances' together with {extra[0][:100]!r}; send one or the other")
+    if not isinstance(instances, list) or not instances:
+        raise InvalidRequest(
+            'received \'instances\' that is no list with at least one picture; expected [{"data": "<base64>"}, …]'
+        )
+    if len(instances) > max_instances:
+        raise TooManyInstances(
+            f"received {len(instances)} instances; accepted are at most {max_instances} a request; send several requests"
+        )
+    pictures = []
+    for number, instance in enumerate(instances):
+        if not isinstance(instance, dict) or len(instance) != 1 or next(iter(instance)) not in INSTANCE_FIELDS:
+            raise InvalidRequest(
+                f'instance {number} is wrong; expected {{"data": "<base64>"}} or {{"b64": "<base64>"}}, nothing else'
+            )
+        ((name, value),) = instance.items()
+        if not isinstance(value, str):
+            raise InvalidRequest(f"instance {number}: received {type(value).__name__}, expected a base64 string")
+        pictures.append(_picture(value, f"instance {number}, {name!r}"))
+    return pictures
+
+
+def _picture(value: Any, where: str) -> bytes:
+    """Bytes as they are; text as base64, with or without a ``data:`` URL's prefix."""
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"received {type(value).__name__} in {where}, expected a picture; {HOW_TO_SEND}")
+    text = value.partition(",")[2] if value.startswith("data:") else value
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(
+            f"received text in {where} that isn't base64 ({error}); encode the picture's bytes as base64"
+        ) from None
+
+
+def _refuse_dropped_fields(headers: Mapping[str, Any], picture: bytes, row: Mapping[str, Any]) -> None:
+    """Refuse several pictures under one field name.
+
+    TorchServe keeps the last of several fields of one name. That earlier ones were dropped shows
+    in the length of the body, which is then far longer than what arrived.
+    """
+    length = header(headers, "content-length")
+    if _mime_type(headers) != "multipart/form-data" or not length.isdecimal():
+        return
+    if int(length) - len(picture) > FRAMING_BYTES * len(row):
+        raise InvalidRequest(
+            f"received more than one picture under one field name ({length} bytes, of which the last picture "
+            f"has {len(picture)}); {HOW_TO_SEND}"
+        )
+

@@ -1,0 +1,78 @@
+"""Predictions → the answer of one request, in the form that its ``Accept`` header prefers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from handler.errors import RequestError
+from handler.topk import Prediction
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class Response:
+    """Status, content type and body of one answer."""
+
+    status: int
+    phrase: str
+    content_type: str
+    body: str
+
+
+def prefers_text(accept: str) -> bool:
+    """Whether an ``Accept`` header ranks ``text/plain`` above JSON (RFC 9110, 12.5.1).
+
+    JSON is the default: ``*/*``, ``text/*``, no header and types that this server doesn't have
+    all get it.
+    """
+    quality = {"text/plain": 0.0, JSON: 0.0, "*/*": 0.0, "application/*": 0.0}
+    for part in accept.lower().split(","):
+        media_type, *parameters = (p.strip() for p in part.split(";"))
+        q = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    q = float(parameter[2:])
+                except ValueError:
+                    q = 0.0
+        if media_type in quality:
+            quality[media_type] = q
+    text = quality.pop("text/plain")
+    return text > 0 and text >= max(quality["*/*"], quality["application/*"]) and text > quality[JSON]
+
+
+def prediction_response(
+    pictures: Sequence[Sequence[Prediction]], accept: str, with_top: bool, instances: bool
+) -> Response:
+    """The answer to a request that was served.
+
+    Args:
+        pictures: for each picture its predictions, best first.
+        accept: the request's ``Accept`` header.
+        with_top: list all predictions, not the best alone (``topk`` was asked for).
+        instances: KServe V1's form, ``{"predictions": […]}``.
+    """
+    if prefers_text(accept):
+        lines = [p.label for predictions in pictures for p in (predictions if with_top else predictions[:1])]
+        return Response(200, "OK", TEXT, "".join(f"{line}\n" for line in lines))
+    answers: list[dict[str, Any]] = []
+    for predictions in pictures:
+        answer = predictions[0].to_dict()
+        if with_top:
+            answer["top"] = [p.to_dict() for p in predictions]
+        answers.append(answer)
+    return Response(200, "OK", JSON, _json({"predictions": answers} if instances else answers[0]))
+
+
+def error_response(error: RequestError) -> Response:
+    """The answer to a request that can't be served: TorchServe's error form."""
+    return Response(error.status, error.phrase, JSON, _json(error.to_dict()))
+
+
+def _json(data: object) -> str:
+    return json.dumps(data, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""The commands of the project, one verb a file; what they share is in ``scripts.lib``."""

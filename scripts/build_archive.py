@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Pack weights, handler, labels and settings into model_store/densenet.mar.
+
+    python3 scripts/build_archive.py
+    python3 scripts/build_archive.py --weights runs/pets
+
+The same inputs give the same archive, byte for byte; an archive that is up to date is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.lib.console import say  # noqa: E402
+from scripts.lib.environment import run  # noqa: E402
+from scripts.lib.options import add_weights_options  # noqa: E402
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``build_archive.py``."""
+    parser = argparse.ArgumentParser(
+        prog="build_archive.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_weights_options(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    """Build the archive if an input changed."""
+    from scripts.lib.archive import ensure_archive
+    from scripts.lib.model_folder import sha256_of
+    from scripts.lib.weights import resolve_weights
+
+    model = resolve_weights(args.weights, args.arch)
+    archive, built = ensure_archive(model, args.model_store)
+    size = archive.stat().st_size / 1e6
+    say(f"{archive}: {'built' if built else 'up to date'}, {model.card.name}, {model.card.num_classes} classes, {size:.1f} MB")
+    say(f"SHA-256 {sha256_of(archive)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(build_parser, main)

@@ -1,0 +1,191 @@
+"""Model folder + handler + settings → ``densenet.mar``, the same bytes from the same inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from handler.card import CardError
+from handler.network import load_network
+from handler.preprocessing import Preprocessing
+from scripts.lib.console import CommandError
+from scripts.lib.model_folder import LABELS, WEIGHTS, ModelFolder, write_atomically
+from scripts.lib.paths import CONFIG, HANDLER, MODEL_STORE
+
+MODEL_NAME = "densenet"
+VERSION = "1.0"
+ENTRY = "densenet_handler.py"
+MODEL_CONFIG = "model-config.yaml"
+MANIFEST = "MAR-INF/MANIFEST.json"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_DIGEST_NOTE = "densenet-serving inputs sha256:"
+
+
+def archive_path(model_store: Path = MODEL_STORE) -> Path:
+    """Where the archive lies in a model store."""
+    return model_store / f"{MODEL_NAME}.mar"
+
+
+def archive_inputs(model: ModelFolder) -> dict[str, bytes]:
+    """Every file of the archive by its path in it, but for the manifest that torch-model-archiver adds."""
+    template = (CONFIG / MODEL_CONFIG).read_text(encoding="utf-8")
+    check_model_config(yaml.safe_load(template))
+    card = yaml.safe_dump({"handler": model.card.to_dict()}, sort_keys=False, allow_unicode=True, width=100)
+    files = {
+        ENTRY: (HANDLER / ENTRY).read_bytes(),
+        MODEL_CONFIG: (template + card).encode(),
+        LABELS: (model.path / LABELS).read_bytes(),
+        WEIGHTS: model.weights.read_bytes(),
+    }
+    for source in sorted(HANDLER.glob("*.py")):
+        if source.name != ENTRY:
+            files[f"handler/{source.name}"] = source.read_bytes()
+    return files
+
+
+KNOWN_KEYS = frozenset(
+    {
+        *("asyncCommunication", "batchSize", "clientTimeoutInMills", "continuousBatching", "deviceIds", "deviceType"),
+        *("jobQueueSize", "maxBatchDelay", "maxNumSequence", "maxRetryTimeoutInSec", "maxSequenceJobQueueSize"),
+        *("maxWorkers", "minWorkers", "parallelLevel", "parallelType", "responseTimeout", "sequenceBatching"),
+        *("sequenceMaxIdleMSec", "sequenceTimeoutMSec", "startupTimeout", "torchrun", "useJobTicket", "useVenv"),
+    }
+)
+"""The keys that TorchServe 0.12 reads (``org.pytorch.serve.archive.model.ModelConfig``)."""
+
+
+def check_model_config(config: object) -> Mapping[str, Any]:
+    """The settings in ``config/model-config.yaml``, checked.
+
+    Raises:
+        CommandError: a key is unknown to TorchServe and the handler, or a limit is missing.
+    """
+    if not isinstance(config, Mapping):
+        raise CommandError(f"config/{MODEL_CONFIG} must be a mapping of keys to values")
+    unknown = sorted(set(config) - KNOWN_KEYS - {"limits"})
+    if unknown:
+        raise CommandError(
+            f"config/{MODEL_CONFIG} has the key {unknown[0]!r}, which TorchServe doesn't know; "
+            f"known are {', '.join(sorted(KNOWN_KEYS))} and limits"
+        )
+    limits = config.get("limits")
+    wanted = {"max_image_pixels", "max_instances"}
+    if not isinstance(limits, Mapping) or set(limits) != wanted or not all(_positive(v) for v in limits.values()):
+        raise CommandError(f"config/{MODEL_CONFIG}: limits must hold {' and '.join(sorted(wanted))}, positive numbers")
+    return config
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def inputs_digest(files: Mapping[str, bytes]) -> str:
+    """SHA-256 over names and content of the archive's files, in hex."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0{len(files[name])}\0".encode())
+        digest.update(files[name])
+    return digest.hexdigest()
+
+
+def is_current(archive: Path, digest: str) -> bool:
+    """Whether ``archive`` was built from the inputs of ``digest`` and is whole."""
+    try:
+        with zipfile.ZipFile(archive) as mar:
+            return mar.comment.decode("utf-8", "replace") == _DIGEST_NOTE + digest and mar.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def ensure_archive(model: ModelFolder, model_store: Path = MODEL_STORE) -> tuple[Path, bool]:
+    """The archive of ``model`` in ``model_store``, built if it is missing, broken or stale.
+
+    Returns:
+        The archive and whether it was built now.
+
+    Raises:
+        CommandError, CardError: weights, labels, card and settings don't fit each other.
+    """
+    files = archive_inputs(model)
+    archive = archive_path(model_store)
+    if is_current(archive, inputs_digest(files)):
+        return archive, False
+    validate(model)
+    write_atomically(archive, build_archive(files))
+    return archive, True
+
+
+def validate(model: ModelFolder) -> None:
+    """Run the network once on a grey picture.
+
+    Raises:
+        CardError: the weights don't fit the card, or the output isn't one finite logit a class.
+    """
+    network = load_network(model.card, model.weights, torch.device("cpu"))
+    grey = torch.full((1, model.card.crop, model.card.crop, 3), 128, dtype=torch.uint8)
+    with torch.inference_mode():
+        logits = network(Preprocessing.of(model.card).to_tensor(grey.numpy()))  # (1, classes)
+    if logits.shape != (1, model.card.num_classes) or not torch.isfinite(logits).all():
+        raise CardError(
+            f"the network answers with {tuple(logits.shape)} values, finite: {bool(torch.isfinite(logits).all())}; "
+            f"expected (1, {model.card.num_classes}) finite logits; train the model again"
+        )
+
+
+def build_archive(files: Mapping[str, bytes]) -> bytes:
+    """The archive of ``files``: packed by torch-model-archiver, then made reproducible."""
+    with tempfile.TemporaryDirectory(prefix="densenet-archive-") as temporary:
+        stage, out = Path(temporary, "stage"), Path(temporary, "out")
+        out.mkdir()
+        for name, content in files.items():
+            path = stage / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        package = stage / "package"
+        package.mkdir()
+        shutil.move(stage / "handler", package / "handler")
+        # torch-model-archiver stages everything in <temp folder>/densenet: give it one of its own
+        environment = {**os.environ, "TMPDIR": temporary, "TEMP": temporary, "TMP": temporary}
+        command = [
+            *(sys.executable, "-m", "model_archiver.model_packaging"),
+            *("--model-name", MODEL_NAME, "--version", VERSION),
+            *("--serialized-file", str(stage / WEIGHTS), "--handler", str(stage / ENTRY)),
+            *("--config-file", str(stage / MODEL_CONFIG)),
+            *("--extra-files", f"{stage / LABELS},{package}", "--export-path", str(out)),
+        ]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        packed = out / f"{MODEL_NAME}.mar"
+        if result.returncode != 0 or not packed.is_file():
+            raise CommandError(f"torch-model-archiver failed: {(result.stderr or result.stdout).strip()[-500:]}")
+        return _reproducible(packed.read_bytes(), inputs_digest(files))
+
+
+def _reproducible(archive: bytes, digest: str) -> bytes:
+    """The same archive with sorted entries, one date, fixed rights and the digest as its comment."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as packed, zipfile.ZipFile(buffer, "w") as out:
+        for name in sorted(packed.namelist()):
+            content = packed.read(name)
+            if name == MANIFEST:
+                manifest = json.loads(content)
+                manifest["createdOn"] = "01/01/1980 00:00:00"
+                content = json.dumps(manifest, indent=2, sort_keys=True).encode()
+            entry = zipfile.ZipInfo(name.replace(os.sep, "/"), _EPOCH)
+            entry.create_system, entry.external_attr = 3, 0o644 << 16
+            # stored, not deflated: weights don't compress, and the server unpacks faster
+            out.writestr(entry, content, zipfile.ZIP_STORED)
+        out.comment = (_DIGEST_NOTE + digest).encode()
+    return buffer.getvalue()

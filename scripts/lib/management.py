@@ -1,0 +1,122 @@
+"""TorchServe's management API: what is served, by how many workers; and scaling."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from scripts.lib.archive import MODEL_NAME
+from scripts.lib.console import CommandError
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process: ``status`` is TorchServe's word, READY when it answers; memory in bytes."""
+
+    id: str
+    status: str
+    pid: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """What the management API says of the served model."""
+
+    version: str
+    workers: list[Worker]
+    min_workers: int
+    max_workers: int
+
+    @property
+    def ready(self) -> int:
+        """The number of workers that are READY."""
+        return sum(worker.status == "READY" for worker in self.workers)
+
+
+class Management:
+    """Client of one server's management API.
+
+    Args:
+        url: of the management address, e.g. ``http://127.0.0.1:5001``.
+        token: TorchServe's management token, None where tokens are off.
+    """
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def _call(self, method: str, path: str, timeout: float, **params: Any) -> Any:
+        address = f"{self.url}{path}"
+        try:
+            response = requests.request(method, address, headers=self.headers, params=params, timeout=timeout)
+        except requests.RequestException as error:
+            raise NotRunning(
+                f"no server answers at {self.url} ({type(error).__name__}); start one with: python3 scripts/serve.py"
+            ) from error
+        if not response.ok:
+            raise CommandError(f"{method} {address} was answered with {response.status_code}: {_message(response)}")
+        return response.json()
+
+    def status(self) -> ModelStatus:
+        """The state of the model and its workers.
+
+        Raises:
+            NotRunning: no server answers.
+            CommandError: the server answers with an error.
+        """
+        (model,) = self._call("GET", f"/models/{MODEL_NAME}", timeout=10)
+        workers = [
+            Worker(str(w["id"]), str(w["status"]), int(w.get("pid", -1)), int(w.get("memoryUsage", 0)))
+            for w in model["workers"]
+        ]
+        return ModelStatus(str(model["modelVersion"]), workers, int(model["minWorkers"]), int(model["maxWorkers"]))
+
+    def card(self) -> dict[str, Any]:
+        """The model card, as the handler in a worker returns it.
+
+        Raises:
+            NotRunning, CommandError: as for :meth:`status`, or the answer holds no card.
+        """
+        (model,) = self._call("GET", f"/models/{MODEL_NAME}", timeout=60, customized="true")
+        card = model.get("customizedMetadata")
+        if not isinstance(card, dict):
+            raise CommandError(f"the server at {self.url} describes its model without a card; is it one of this project?")
+        return card
+
+    def scale(self, minimum: int, maximum: int, timeout: float) -> ModelStatus:
+        """Set the number of workers and wait until ``minimum`` of them are READY and no more are left.
+
+        Raises:
+            CommandError: they aren't within ``timeout`` seconds.
+        """
+        self._call("PUT", f"/models/{MODEL_NAME}", timeout=30, min_worker=minimum, max_worker=maximum)
+        deadline = time.monotonic() + timeout
+        while True:
+            status = self.status()
+            settled = status.ready == len(status.workers) and minimum <= status.ready <= maximum
+            if settled:
+                return status
+            if time.monotonic() > deadline:
+                states = ", ".join(w.status for w in status.workers) or "none"
+                raise CommandError(
+                    f"after {timeout:.0f} s {status.ready} of {minimum} workers are READY ({states}); "
+                    "see the server's log for the reason, or ask for fewer workers"
+                )
+            time.sleep(POLL_SECONDS)
+
+
+class NotRunning(CommandError):
+    """No server answers at the address."""
+
+
+def _message(response: requests.Response) -> str:
+    try:
+        return str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text.strip()[:200] or response.reason

@@ -1,0 +1,70 @@
+"""Command-line options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from scripts.lib.paths import MODEL_STORE
+
+ARCHITECTURES = ("densenet121", "densenet161", "densenet169", "densenet201")
+DEFAULT_PORT = 5000
+
+
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+    """``--weights``, ``--arch`` and ``--model-store``."""
+    parser.add_argument(
+        "--weights",
+        default="auto",
+        metavar="imagenet|bundled|auto|FOLDER",
+        help="torchvision's ImageNet weights (downloaded once), the model of this repository, the folder that "
+        "train.py wrote, or auto: imagenet if it can be had at once, else bundled (default auto)",
+    )
+    parser.add_argument(
+        "--arch", default="densenet121", choices=ARCHITECTURES, help="of the ImageNet weights (default densenet121)"
+    )
+    parser.add_argument(
+        "--model-store",
+        type=Path,
+        default=MODEL_STORE,
+        metavar="FOLDER",
+        help="where densenet.mar goes (default model_store)",
+    )
+
+
+def add_port_option(parser: argparse.ArgumentParser) -> None:
+    """``--port``, which names a server on this machine."""
+    parser.add_argument(
+        "--port",
+        type=port_number,
+        default=DEFAULT_PORT,
+        metavar="N",
+        help="inference port; management, metrics and gRPC take the four ports above it (default 5000)",
+    )
+
+
+def add_management_options(parser: argparse.ArgumentParser) -> None:
+    """``--port`` of a server on this machine, or ``--url`` of any server's management address."""
+    add_port_option(parser)
+    parser.add_argument(
+        "--url",
+        metavar="URL",
+        help="management address, e.g. http://127.0.0.1:5001 (default: one above --port); the environment "
+        "variable DENSENET_TOKEN holds the management token of a server that asks for one",
+    )
+
+
+def port_number(text: str) -> int:
+    """A port from 1024 to 65531: the four above it must exist too."""
+    port = int(text)
+    if not 1024 <= port <= 65531:
+        raise argparse.ArgumentTypeError(f"{port} is out of range, expected 1024 to 65531")
+    return port
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is out of range, expected at least 1")
+    return number

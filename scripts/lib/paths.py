@@ -1,0 +1,31 @@
+"""Where things are."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+"""The checkout."""
+CONFIG = ROOT / "config"
+HANDLER = ROOT / "handler"
+MODEL_STORE = ROOT / "model_store"
+BUNDLED = MODEL_STORE / "bundled"
+"""The model that the repository carries."""
+VENV = ROOT / ".venv"
+RUN = ROOT / ".run"
+"""State and logs of the servers that ``serve.py`` started, a folder each."""
+
+
+def _cache() -> Path:
+    base = os.environ.get("DENSENET_CACHE")
+    if base:
+        return Path(base)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "densenet-serving"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densenet-serving"
+
+
+CACHE = _cache()
+"""Downloaded weights and computed features; ``DENSENET_CACHE`` moves it. Safe to delete."""

@@ -1,0 +1,392 @@
+"""TorchServe as a process: start it from generated settings, watch it, stop it, leave nothing behind.
+
+Each server has a folder ``.run/<port>/`` with its state, settings, logs and tokens, readable by its
+owner alone, and a temporary folder for TorchServe's unpacked archive and sockets, whose path must
+stay short (a socket's path holds about 100 characters). Stopping removes all but the logs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+
+from scripts.lib.archive import MODEL_NAME
+from scripts.lib.console import CommandError
+from scripts.lib.management import POLL_SECONDS, Management, ModelStatus
+from scripts.lib.model_folder import json_bytes, write_atomically
+from scripts.lib.paths import CONFIG, RUN
+
+LOOPBACK = "127.0.0.1"
+STOP_TIMEOUT = 60
+START_TIMEOUT = 180
+_DEATH = "Backend worker process died."
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that ``serve.py`` started; what ``.run/<port>/state.json`` holds."""
+
+    port: int
+    pid: int
+    created: float
+    host: str
+    management_host: str
+    token: bool
+    workers: int
+    temporary: str
+    model: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where its state, settings and logs are."""
+        return run_folder(self.port)
+
+    @property
+    def url(self) -> str:
+        """Its inference address, as one reaches it from this machine."""
+        return f"http://{_reachable(self.host)}:{self.port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Its metrics address, as one reaches it from this machine."""
+        return f"http://{_reachable(self.management_host)}:{self.port + 2}"
+
+    @property
+    def management(self) -> Management:
+        """A client of its management API, with its token where it asks for one."""
+        url = f"http://{_reachable(self.management_host)}:{self.port + 1}"
+        return Management(url, read_token(self.folder, "management") if self.token else None)
+
+    def process(self) -> psutil.Process | None:
+        """Its Java process, None if it is gone."""
+        try:
+            process = psutil.Process(self.pid)
+            alive = abs(process.create_time() - self.created) < 2 and process.status() != psutil.STATUS_ZOMBIE
+            return process if alive else None
+        except psutil.Error:
+            return None
+
+
+def run_folder(port: int) -> Path:
+    """The folder of the server on an inference port."""
+    return RUN / str(port)
+
+
+def find_server(port: int) -> Server | None:
+    """The server that ``serve.py`` started on ``port``; None if there is none or it is dead."""
+    try:
+        state = json.loads((run_folder(port) / "state.json").read_text(encoding="utf-8"))
+        server = Server(**state)
+    except (OSError, ValueError, TypeError):
+        return None
+    return server if server.process() else None
+
+
+def connect(port: int, url: str | None = None) -> Management:
+    """A client of the management API of the server on ``port``, or at ``url``.
+
+    The token is that of a server that ``serve.py`` started here, or the variable ``DENSENET_TOKEN``.
+    """
+    token = os.environ.get("DENSENET_TOKEN") or None
+    server = None if url else find_server(port)
+    if server and not token:
+        return server.management
+    return Management(url or f"http://{LOOPBACK}:{port + 1}", token)
+
+
+def read_token(folder: Path, kind: str) -> str:
+    """A token that TorchServe wrote for the server in ``folder``; kind ``management`` or ``inference``.
+
+    Raises:
+        CommandError: the file isn't there or can't be read by this user.
+    """
+    path = folder / "key_file.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))[kind]["key"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CommandError(f"can't read the {kind} token from {path} ({type(error).__name__})") from None
+
+
+def default_workers() -> int:
+    """One worker a GPU, else one a physical core that this process may use (affinity and cgroup quota)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    logical, physical = psutil.cpu_count() or 1, psutil.cpu_count(logical=False) or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    cores = usable * physical // logical if usable > 1 else 1
+    quota = _cgroup_cores()
+    return max(1, min(cores, int(quota)) if quota else cores)
+
+
+def _cgroup_cores() -> float | None:
+    """The cores that a container's CPU limit allows (cgroup v2, then v1); None without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return None if quota == "max" else max(1.0, int(quota) / int(period))
+    except (OSError, ValueError):
+        pass
+    try:
+        folder = Path("/sys/fs/cgroup/cpu")
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        period_us = int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
+        return None if quota_us <= 0 else max(1.0, quota_us / period_us)
+    except (OSError, ValueError):
+        return None
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """The keys and values of a Java properties file (of the simple form that TorchServe reads)."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def server_properties(port: int, host: str, management_host: str, workers: int, token: bool) -> dict[str, str]:
+    """``config/config.properties`` with what ``serve.py``'s flags replace."""
+    return {
+        **read_properties(CONFIG / "config.properties"),
+        "inference_address": f"http://{_bracket(host)}:{port}",
+        "management_address": f"http://{_bracket(management_host)}:{port + 1}",
+        "metrics_address": f"http://{_bracket(management_host)}:{port + 2}",
+        "grpc_inference_port": str(port + 3),
+        "grpc_management_port": str(port + 4),
+        "default_workers_per_model": str(workers),
+        "disable_token_authorization": "false" if token else "true",
+    }
+
+
+def check_start(port: int, host: str, management_host: str) -> None:
+    """Make sure that a server can be started: none runs on ``port``, and the five ports from it on are free.
+
+    Raises:
+        CommandError: a server of this project runs there; or a port is in use: names it and,
+            where it can be found, its owner.
+    """
+    if find_server(port):
+        raise CommandError(
+            f"a server of this project runs on port {port} already; stop it with: "
+            f"python3 scripts/stop.py --port {port}, or choose another --port"
+        )
+    names = ("inference", "management", "metrics", "gRPC inference", "gRPC management")
+    for offset, name in enumerate(names):
+        number = port + offset
+        address = {0: host, 1: management_host, 2: management_host}.get(offset, LOOPBACK)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            if os.name == "posix":  # a port in TIME_WAIT is free for a server
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, number))
+            except OSError as error:
+                owner = _port_owner(number)
+                raise CommandError(
+                    f"port {number} ({name}) can't be used: {owner or error.strerror}; "
+                    "stop that program, or choose other ports with --port"
+                ) from None
+
+
+def _port_owner(port: int) -> str:
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+                if connection.pid:
+                    return f"{psutil.Process(connection.pid).name()} (process {connection.pid}) listens there"
+                return "a program of another user listens there"
+    except psutil.Error:
+        pass
+    return ""
+
+
+def start_server(
+    model_store: Path,
+    java_home: Path,
+    port: int,
+    host: str = LOOPBACK,
+    management_host: str = LOOPBACK,
+    workers: int = 1,
+    token: bool = False,
+    model: Mapping[str, str] | None = None,
+) -> Server:
+    """Start TorchServe on the archive in ``model_store``; returns at once, see :func:`wait_until_ready`.
+
+    Raises:
+        CommandError: a server runs there already, a port is in use, or Java doesn't start.
+    """
+    check_start(port, host, management_host)
+    folder = run_folder(port)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    folder.chmod(0o700)
+    properties = server_properties(port, host, management_host, workers, token)
+    config = folder / "config.properties"
+    config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()), encoding="utf-8")
+    temporary = Path(tempfile.mkdtemp(prefix="densenet-"))
+    command = [
+        *(sys.executable, "-m", "ts.model_server", "--start", "--no-config-snapshots"),
+        *("--ts-config", str(config), "--model-store", str(model_store.resolve())),
+        *("--models", f"{MODEL_NAME}={MODEL_NAME}.mar"),
+    ]
+    with (folder / "server.log").open("wb") as log:
+        launcher = subprocess.run(
+            command,
+            cwd=folder,
+            env=server_environment(java_home, folder, temporary),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            check=False,
+        )
+    try:
+        pid = int((temporary / ".model_server.pid").read_text(encoding="ascii"))
+        created = psutil.Process(pid).create_time()
+    except (OSError, ValueError, psutil.Error):
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CommandError(
+            f"TorchServe didn't start (exit code {launcher.returncode}): {_last_line(folder / 'server.log')}; "
+            f"its output is in {folder / 'server.log'}"
+        ) from None
+    server = Server(
+        port, pid, created, host, management_host, token, workers, str(temporary), dict(model) if model else {}
+    )
+    write_atomically(folder / "state.json", json_bytes(asdict(server)))
+    return server
+
+
+def server_environment(java_home: Path, folder: Path, temporary: Path) -> dict[str, str]:
+    """The environment of TorchServe and its workers.
+
+    ``PYTHONPATH`` is left out: a worker's modules come from the archive and ``.venv`` alone.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TS_CONFIG_FILE")}
+    return {
+        **environment,
+        "JAVA_HOME": str(java_home),
+        # TorchServe runs `python` for its system metrics: this one
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "TMPDIR": str(temporary),
+        "TEMP": str(temporary),
+        "TMP": str(temporary),
+        "LOG_LOCATION": str(folder / "logs"),
+        "METRICS_LOCATION": str(folder / "logs"),
+        # a thread pool a worker would only wait: the handler sets the threads that the card says
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def wait_until_ready(server: Server, timeout: float = START_TIMEOUT) -> ModelStatus:
+    """Wait until every worker is READY.
+
+    Raises:
+        CommandError: the server or a worker dies, with the worker's own error, or time is up.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        if not server.process():
+            raise CommandError(f"TorchServe died at its start: {_last_error(server)}; see {server.folder / 'server.log'}")
+        error = worker_error(server.folder / "server.log")
+        if error:
+            raise CommandError(f"the worker can't start: {error}; its log is {server.folder / 'server.log'}")
+        try:
+            status = server.management.status()
+            if status.ready >= server.workers:
+                return status
+        except CommandError:
+            pass  # not listening yet
+        if time.monotonic() > deadline:
+            raise CommandError(
+                f"no READY server after {timeout:.0f} s; see {server.folder / 'server.log'} for what it waits for"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def worker_error(log: Path) -> str:
+    """The exception that ended a worker, from the server's log; "" if none died."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    start = text.find(_DEATH)
+    if start < 0:
+        return ""
+    # the traceback's lines follow, each behind TorchServe's prefix; the exception is the first
+    # line after it that isn't indented
+    pattern = re.compile(r"MODEL_LOG - (\S.*)$", re.MULTILINE)
+    for match in pattern.finditer(text, start):
+        line = match.group(1)
+        if not line.startswith("Traceback") and re.match(r"[\w.]+(Error|Exception|Interrupt|Exit)\b", line):
+            return line.strip()
+    return "" if time.time() - log.stat().st_mtime < 1 else "the worker died without saying why"
+
+
+def _last_error(server: Server) -> str:
+    lines = (server.folder / "server.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if "ERROR" in line or "Exception" in line or "Error" in line]
+    return (errors or lines or ["no output"])[-1].strip()[:300]
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no output")
+
+
+def stop_server(server: Server, timeout: float = STOP_TIMEOUT) -> None:
+    """Stop a server and its workers, remove its temporary folder and its state; the logs stay.
+
+    Raises:
+        CommandError: a process can't be stopped.
+    """
+    process = server.process()
+    if process:
+        family = [process, *process.children(recursive=True)]
+        _signal(process, signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=timeout)
+        for left in alive:
+            _signal(left, getattr(signal, "SIGKILL", signal.SIGTERM))
+        _, alive = psutil.wait_procs(alive, timeout=10)
+        if alive:
+            raise CommandError(f"process {alive[0].pid} of the server doesn't end; stop it by hand")
+    clean_up(server.port)
+
+
+def clean_up(port: int) -> None:
+    """Remove what a dead server on ``port`` left: temporary folder, tokens, settings, state; the logs stay."""
+    folder = run_folder(port)
+    try:
+        temporary = Path(json.loads((folder / "state.json").read_text(encoding="utf-8"))["temporary"])
+        shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing was left
+    for name in ("key_file.json", "config.properties", "state.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def _reachable(host: str) -> str:
+    """An address for a client on this machine: a wildcard is reached over loopback."""
+    return {"0.0.0.0": LOOPBACK, "::": "[::1]"}.get(host, _bracket(host))
+
+
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,1 @@
+"""Training: ``dataset`` (folders → pictures → splits), ``features`` (frozen features), ``trainer`` (epochs)."""

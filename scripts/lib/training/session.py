@@ -1,0 +1,197 @@
+"""One run of ``train.py``: data → split → network → weights, labels and card in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import shlex
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torchvision.models.densenet import DenseNet
+
+from handler.card import ARCHITECTURES, Architecture, CardError, ModelCard
+from handler.network import build_network, fit_weights, load_network, read_weights
+from handler.preprocessing import Preprocessing
+from scripts.lib.console import CommandError, say
+from scripts.lib.evaluation import figures, fit_temperature
+from scripts.lib.model_folder import ModelFolder, json_bytes, read_json, read_model_folder
+from scripts.lib.model_folder import write_atomically, write_model_folder
+from scripts.lib.paths import CACHE
+from scripts.lib.training.dataset import Picture, Split, check_pictures, class_counts, find_pictures, split_pictures
+from scripts.lib.training.features import cached_features
+from scripts.lib.training.trainer import Recipe, Trainer, predict_logits, train_classifier
+
+
+def train(args: argparse.Namespace) -> ModelFolder:
+    """Train as the command line says and write the model folder.
+
+    Raises:
+        CommandError, CardError: the data, the start weights or the flags don't fit together.
+    """
+    started = time.monotonic()
+    out: Path = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "checkpoint.pt").exists() and not args.resume:
+        raise CommandError(f"{out} holds a training already; continue it with --resume, or choose another --out")
+    mapping = read_json(args.labels) if args.labels else None
+    pictures = _checked(args, find_pictures(args.data, mapping), out)
+    split = split_pictures(pictures, args.val, args.test, args.seed)
+    labels = sorted({p.label for p in pictures})
+    targets = {label: index for index, label in enumerate(labels)}
+    say(
+        f"{len(pictures)} pictures of {len(labels)} classes: "
+        f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} test"
+    )
+    architecture = _architecture(args)
+    card = ModelCard(
+        name=args.name or out.name,
+        architecture=architecture,
+        num_classes=len(labels),
+        resize=args.resize or round(args.crop * 8 / 7),
+        crop=args.crop,
+    )
+    preprocessing = Preprocessing.of(card)
+    torch.manual_seed(args.seed)
+    network = build_network(architecture, len(labels))
+    if args.start != "none":
+        _start_from(network, _start_file(args))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.train == "classifier":
+        _train_last_layer(network, args, preprocessing, split, targets)
+        state = network.state_dict()
+    else:
+        teacher = _teacher_targets(args.teacher, split.train, labels) if args.teacher else None
+        chosen = {f.name: getattr(args, f.name) for f in fields(Recipe) if f.name != "train_crop"}
+        recipe = Recipe(train_crop=args.train_crop or (args.crop, args.crop), **chosen)
+        trainer = Trainer(network, preprocessing, split.train, split.val, targets, recipe, out, teacher)
+        if args.resume:
+            trainer.resume()
+        state = trainer.run()
+    network.load_state_dict(state)
+    temperature, accuracy = _measure(network.eval().to(device), preprocessing, split, targets, device)
+    card = replace(
+        card,
+        temperature=temperature,
+        dataset=args.dataset,
+        licence=args.licence,
+        accuracy=accuracy,
+        training={
+            "command": shlex.join(["python3", "scripts/train.py", *sys.argv[1:]]),
+            "pictures": {"train": len(split.train), "validation": len(split.val), "test": len(split.test)},
+            "classes": class_counts(split.train),
+            "split_seed": args.seed,
+            "start": args.start if args.start in ("none", "imagenet") else Path(args.start).name,
+            "teacher": args.teacher.name if args.teacher else None,
+            "duration_s": round(time.monotonic() - started),
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "torchvision": str(torchvision.__version__),
+            },
+        },
+    )
+    return write_model_folder(out, state, card, labels, half=args.half)
+
+
+def _checked(args: argparse.Namespace, pictures: list[Picture], out: Path) -> list[Picture]:
+    """The pictures that decode; what was found is kept, so that --resume doesn't decode them again."""
+    record = out / "pictures.json"
+    if args.resume and record.is_file():
+        known = {entry["path"]: entry for entry in json.loads(record.read_text(encoding="utf-8"))}
+        return [
+            replace(p, digest=known[str(p.path)]["digest"], dhash=known[str(p.path)]["dhash"])
+            for p in pictures
+            if str(p.path) in known
+        ]
+    checked = check_pictures(pictures)
+    write_atomically(
+        record, json_bytes([{"path": str(p.path), "digest": p.digest, "dhash": p.dhash} for p in checked])
+    )
+    return checked
+
+
+def _architecture(args: argparse.Namespace) -> Architecture:
+    if args.arch != "compact":
+        return replace(ARCHITECTURES[args.arch], batch_norm_eps=args.eps)
+    return Architecture("compact", args.growth_rate, args.blocks, args.init_features, batch_norm_eps=args.eps)
+
+
+def _start_file(args: argparse.Namespace) -> Path:
+    if args.start != "imagenet":
+        return Path(args.start)
+    from scripts.lib.weights import imagenet_weights
+
+    if args.arch == "compact":
+        raise CommandError("there are no ImageNet weights for --arch compact; choose densenet121, 161, 169 or 201")
+    return imagenet_weights(args.arch)
+
+
+def _start_from(network: DenseNet, path: Path) -> None:
+    """Take over ``path``; its classifier only where it has as many classes."""
+    state = read_weights(path)
+    own = {f"classifier.{n}": p.detach() for n, p in network.classifier.named_parameters()}
+    if any(n not in state or state[n].shape != p.shape for n, p in own.items()):
+        state.update(own)
+    fit_weights(network, state, f"the weights in {path.name}")
+
+
+def _train_last_layer(
+    network: DenseNet, args: argparse.Namespace, preprocessing: Preprocessing, split: Split, targets: dict[str, int]
+) -> None:
+    if args.start == "none":
+        raise CommandError("--train classifier needs trained features; give --start imagenet or a weights file")
+    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    features = cached_features(network, preprocessing, split.train, CACHE / "features")  # (N, F)
+    wanted = torch.tensor([targets[p.label] for p in split.train])  # (N,)
+    classifier = train_classifier(features, wanted, len(targets), seed=args.seed)
+    network.classifier.load_state_dict(classifier.state_dict())
+
+
+def _teacher_targets(folder: Path, pictures: list[Picture], labels: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, classes) and pooled features (N, F) of a teacher for the training pictures."""
+    teacher = read_model_folder(folder)
+    if teacher.labels != labels:
+        raise CommandError(f"the teacher {folder} has other labels than the data; train it on the same classes")
+    network = load_network(teacher.card, teacher.weights, torch.device("cpu"))
+    features = cached_features(network, Preprocessing.of(teacher.card), pictures, CACHE / "features")  # (N, F)
+    with torch.inference_mode():
+        logits = network.classifier(features)  # (N, classes)
+    return logits.clone(), features
+
+
+def _measure(
+    network: DenseNet, preprocessing: Preprocessing, split: Split, targets: dict[str, int], device: torch.device
+) -> tuple[float, dict[str, Any]]:
+    """Temperature, fitted on the validation pictures, and the figures on the test pictures."""
+
+    def logits_of(pictures: list[Picture], what: str) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted = torch.tensor([targets[p.label] for p in pictures])
+        return predict_logits(network, [p.path for p in pictures], preprocessing, device, what), wanted
+
+    labels = list(targets)
+    temperature = 1.0
+    if split.val:
+        temperature = round(fit_temperature(*logits_of(split.val, "calibrating")), 4)
+    accuracy: dict[str, Any] = {}
+    if not math.isfinite(temperature) or temperature <= 0:
+        raise CardError(f"calibration failed: temperature {temperature}; the training diverged, lower --rate")
+    if split.test:
+        logits, wanted = logits_of(split.test, "testing")
+        logits = logits / temperature
+        accuracy = {"test": figures(logits, wanted, labels)}
+        sources = sorted({p.source for p in split.test})
+        for source in sources if len(sources) > 1 else []:
+            mask = torch.tensor([p.source == source for p in split.test])
+            accuracy[source] = {
+                k: v for k, v in figures(logits[mask], wanted[mask], labels).items() if k != "per_class"
+            }
+    return temperature, accuracy

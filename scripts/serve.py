@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Serve a DenseNet: build the archive if needed, start TorchServe, wait until it answers.
+
+    python3 scripts/serve.py                          # Ctrl-C stops it
+    python3 scripts/serve.py --detach                 # leaves it running; scripts/stop.py stops it
+    python3 scripts/serve.py --weights runs/pets      # a model of your own
+
+Inference listens on --host (default 127.0.0.1) and --port; management, metrics and gRPC stay on
+127.0.0.1, on the four ports above.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.lib.console import CommandError, duration, say  # noqa: E402
+from scripts.lib.environment import java_home, run  # noqa: E402
+from scripts.lib.options import add_port_option, add_weights_options, positive  # noqa: E402
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``serve.py``."""
+    parser = argparse.ArgumentParser(
+        prog="serve.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_weights_options(parser)
+    add_port_option(parser)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where inference listens; 0.0.0.0 for every network")
+    add(
+        "--management-host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where management and metrics listen; any but loopback needs --token (default 127.0.0.1)",
+    )
+    add("--workers", type=positive, metavar="N", help="worker processes (default: one a physical core, or one a GPU)")
+    add("--token", action="store_true", help="ask for TorchServe's tokens on every request (see docs/configuration.md)")
+    add("--detach", action="store_true", help="leave the server running and return")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serve until the server is told to stop, or return as soon as it is READY (--detach)."""
+    import time
+
+    from scripts.lib.archive import ensure_archive
+    from scripts.lib.server import check_start, default_workers, start_server, stop_server, wait_until_ready
+    from scripts.lib.serving import announce, wait_for_end
+    from scripts.lib.weights import resolve_weights
+
+    if not args.token and args.management_host not in ("127.0.0.1", "localhost", "::1"):
+        raise CommandError(
+            f"--management-host {args.management_host} would let everybody in that network control the server; "
+            "add --token, or leave management on 127.0.0.1"
+        )
+    check_start(args.port, args.host, args.management_host)
+    home = java_home()
+    model = resolve_weights(args.weights, args.arch)
+    archive, built = ensure_archive(model, args.model_store)
+    say(f"{'built' if built else 'using'} {archive}: {model.card.name}, {model.card.num_classes} classes")
+    started = time.monotonic()
+    server = start_server(
+        args.model_store,
+        home,
+        args.port,
+        args.host,
+        args.management_host,
+        args.workers or default_workers(),
+        args.token,
+        {"name": model.card.name, "weights_sha256": model.card.weights_sha256},
+    )
+    try:
+        wait_until_ready(server)
+    except BaseException:
+        stop_server(server)
+        raise
+    announce(server, model, duration(time.monotonic() - started))
+    if args.detach:
+        say(f"it runs in the background; stop it with: python3 scripts/stop.py{_port(args.port)}")
+        return 0
+    say("Ctrl-C stops it")
+    return wait_for_end(server)
+
+
+def _port(port: int) -> str:
+    return "" if port == 5000 else f" --port {port}"
+
+
+if __name__ == "__main__":
+    run(build_parser, main)
