@@ -8,6 +8,7 @@ packing and serving alike.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,7 +96,10 @@ class ModelCard:
             ),
             (a.num_init_features > 0, f"architecture.num_init_features must be positive, is {a.num_init_features}"),
             (a.bn_size > 0, f"architecture.bn_size must be positive, is {a.bn_size}"),
-            (a.batch_norm_eps > 0, f"architecture.batch_norm_eps must be positive, is {a.batch_norm_eps}"),
+            (
+                0 < a.batch_norm_eps < math.inf,
+                f"architecture.batch_norm_eps must be positive, is {a.batch_norm_eps}",
+            ),
             (self.num_classes >= 2, f"num_classes must be at least 2, is {self.num_classes}"),
             (32 <= self.crop <= MAX_INPUT_PX, f"crop must be 32 to {MAX_INPUT_PX} px, is {self.crop}"),
             (
@@ -110,7 +114,7 @@ class ModelCard:
                 len(self.std) == 3 and all(0 < s <= 1 for s in self.std),
                 f"std must be three numbers above 0 and at most 1, is {list(self.std)}",
             ),
-            (self.temperature > 0, f"temperature must be positive, is {self.temperature}"),
+            (0 < self.temperature < math.inf, f"temperature must be positive, is {self.temperature}"),
             (self.runtime in RUNTIMES, f"runtime must be one of {', '.join(RUNTIMES)}, is {self.runtime!r}"),
             (
                 self.precision in PRECISIONS,
@@ -146,7 +150,7 @@ class ModelCard:
         architecture = _mapping(values["architecture"], "architecture")
         fields["architecture"] = Architecture(**_typed(Architecture, architecture, "architecture"))
         card = cls(**fields)
-        if size is not None and list(size) != list(card.input_size):
+        if size is not None and size != list(card.input_size):
             raise CardError(f"the model card is wrong: input_size is {size}, but crop says {list(card.input_size)}")
         return card
 
@@ -169,6 +173,7 @@ def check_labels(labels: Mapping[str, str], card: ModelCard) -> list[str]:
     Raises:
         CardError: there isn't exactly one non-empty label for each of the card's classes.
     """
+    _mapping(labels, "index_to_name.json")
     wanted = {str(index) for index in range(card.num_classes)}
     if set(labels) != wanted:
         missing = sorted(wanted - set(labels), key=int)[:5]
@@ -204,7 +209,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 def _typed(cls: type, values: Mapping[str, Any], what: str, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     """``values`` with the types that the dataclass ``cls`` declares; a CardError where that can't be."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
+    unknown = sorted(set(values) - set(fields), key=str)
     if unknown:
         raise CardError(f"{what} has the unknown key {unknown[0]!r}; known keys are {', '.join(fields)}")
     typed: dict[str, Any] = {}

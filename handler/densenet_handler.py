@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from ts.torch_handler.image_classifier import ImageClassifier
 from handler.card import CardError, ModelCard, check_labels
 from handler.errors import NotSupported, RequestError
 from handler.images import decode
-from handler.network import load_network
+from handler.network import check_hash, load_network
 from handler.payload import Payload, header, parse
 from handler.preprocessing import Preprocessing
-from handler.responses import Response, error_response, prediction_response
+from handler.responses import Response, describe_response, error_response, prediction_response
 from handler.topk import top_predictions
 
 logger = logging.getLogger(__name__)
@@ -56,9 +57,8 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         self.context = context
         self.manifest = context.manifest
         self.card = ModelCard.from_dict(config["handler"])
-        limits = config.get("limits", {})
-        self.max_pixels = int(limits["max_image_pixels"])
-        self.max_instances = int(limits["max_instances"])
+        self.max_pixels = _limit(config, "max_image_pixels")
+        self.max_instances = _limit(config, "max_instances")
         mapping = json.loads((model_dir / "index_to_name.json").read_text(encoding="utf-8"))
         self.labels = check_labels(mapping, self.card)
         self.mapping = mapping
@@ -69,9 +69,10 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         torch.set_num_threads(self.card.threads_per_worker)
         self.model_pt_path = str(model_dir / context.manifest["model"]["serializedFile"])
         self.model = load_network(self.card, Path(self.model_pt_path), self.device)
+        check_hash(Path(self.model_pt_path), self.card)
         self.preprocessing = Preprocessing.of(self.card)
         self.image_processing = self.preprocessing.to_array
-        self._payloads: list[Payload | RequestError] = []
+        self._payloads: list[Payload | RequestError | None] = []  # None: a request for the card
         self._warm_up()
         self.initialized = True
         logger.info("%s is ready on %s: %d classes", self.card.name, self.device, self.card.num_classes)
@@ -94,7 +95,8 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         for index, row in enumerate(data):
             try:
                 payload = self._parse(row, index)
-                arrays += self._decode(payload)
+                if payload:
+                    arrays += self._decode(payload)
                 self._payloads.append(payload)
             except RequestError as error:
                 self._payloads.append(error)
@@ -120,6 +122,8 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         for index, payload in enumerate(self._payloads):
             if isinstance(payload, RequestError):
                 response = error_response(payload)
+            elif payload is None:
+                response = describe_response(self.describe_handle())
             else:
                 logits = torch.stack([next(rows) for _ in payload.pictures])  # (pictures, classes)
                 predictions = top_predictions(logits, self.labels, payload.topk or self.topk, self.card.temperature)
@@ -132,12 +136,18 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         """Never for a whole batch: TorchServe asks the first request, this handler each one."""
         return False
 
+    def _is_describe(self) -> bool:
+        """Never for a whole batch, as above: one answer to eight requests would fail all eight."""
+        return False
+
     def _headers(self, index: int) -> dict[str, Any]:
         headers: dict[str, Any] = self.context.get_all_request_header(index)
         return headers
 
-    def _parse(self, row: dict[str, Any], index: int) -> Payload:
+    def _parse(self, row: dict[str, Any], index: int) -> Payload | None:
         headers = self._headers(index)
+        if headers.get("describe") == "True":
+            return None
         if headers.get("explain") == "True":
             raise NotSupported("explanations aren't served by this model; send the picture to /predictions instead")
         return parse(row, headers, self.card.num_classes, self.max_instances)
@@ -176,3 +186,11 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
             raise CardError("the network answers a blank picture with infinite or undefined logits; retrain it")
         logger.info("warmed up in %.1f s", time.monotonic() - start)
 
+
+def _limit(config: Mapping[str, Any], name: str) -> int:
+    """A limit of the section ``limits:``, a positive number."""
+    limits = config.get("limits")
+    value = limits.get(name) if isinstance(limits, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CardError(f"model-config.yaml: limits must hold {name}, a positive number, is {value!r}")
+    return value

@@ -5,13 +5,37 @@ from __future__ import annotations
 import io
 import warnings
 
-from PIL import Image, ImageMath, ImageOps, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    IcoImagePlugin,
+    Image,
+    ImageMath,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from handler.errors import ImageTooLarge, InvalidImage
 
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's names of the formats that are tried; the rest of Pillow (EPS runs Ghostscript) stays off."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "PPM")
+"""Pillow's names of the formats that are tried; JPEG includes MPO, as cameras write it.
+
+The plugins are imported above: Pillow then doesn't load its forty others, which stay off (EPS, for
+one, would run Ghostscript).
+"""
+_ICON = b"\0\0\1\0"
 ACCEPTED = "accepted are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ICO and PPM pictures"
+
+_PLUGINS = (
+    *(AvifImagePlugin, BmpImagePlugin, GifImagePlugin, IcoImagePlugin, JpegImagePlugin),
+    *(PngImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin),
+)
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
@@ -36,26 +60,26 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns of oversized or odd files; the checks below decide, not the log
             warnings.simplefilter("ignore")
+            if data.startswith(_ICON):
+                _check_icon(data, max_pixels)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except ImageTooLarge:
+        raise
     except UnidentifiedImageError:
         raise InvalidImage(f"received {len(data)} bytes that are no picture ({_begin(data)}); {ACCEPTED}") from None
-    except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"received a picture that is too large: {error}") from None
+    except Image.DecompressionBombError:
+        raise _beyond_pillow(max_pixels) from None
     except Exception as error:  # a hostile header can make any parser of Pillow fail in any way
         raise InvalidImage(f"received a picture with a broken header ({_reason(error)}); {ACCEPTED}") from None
     width, height = image.size
-    if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"received a {image.format} picture of {width} × {height} px = {width * height:,} pixels; "
-            f"accepted are at most {max_pixels:,} pixels"
-        )
+    _check_size(image, max_pixels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
             return _to_rgb(_upright(image))
-    except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"received a picture that is too large: {error}") from None
+    except Image.DecompressionBombError:
+        raise _beyond_pillow(max_pixels) from None
     except MemoryError:
         raise
     except Exception as error:  # OSError (cut off), and what else a decoder meets in broken data
@@ -63,6 +87,29 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
             f"received a {image.format} picture of {width} × {height} px that is broken or cut off "
             f"({_reason(error)}); send the whole file, {ACCEPTED}"
         ) from None
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"received a {image.format} picture of {width} × {height} px = {width * height:,} pixels; "
+            f"accepted are at most {max_pixels:,} pixels"
+        )
+
+
+def _check_icon(data: bytes, max_pixels: int) -> None:
+    """Refuse an icon that holds too large a picture: Pillow decodes icons as it opens them."""
+    largest = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry[0]  # the one that Pillow will take
+    _check_size(Image.open(io.BytesIO(data[largest.offset :]), formats=("PNG", "DIB")), max_pixels)
+
+
+def _beyond_pillow(max_pixels: int) -> ImageTooLarge:
+    """The answer where Pillow refuses by itself, above twice its MAX_IMAGE_PIXELS."""
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return ImageTooLarge(
+        f"received a picture of more than {limit:,} pixels; accepted are at most {min(limit, max_pixels):,} pixels"
+    )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -75,13 +122,15 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16"):
-        image = image.convert("I")
-    if image.mode == "I":  # up to 16 bits a pixel: keep the upper 8
-        _, high = image.getextrema()
-        if isinstance(high, int) and high > 255:
-            image = ImageMath.lambda_eval(lambda a: a["image"] / 256, image=image)
+    if image.mode.startswith("I;16"):  # 16 bits a pixel: keep the upper 8
+        image = ImageMath.lambda_eval(lambda a: a["image"] / 256, image=image.convert("I"))
         return image.convert("L").convert("RGB")
+    if image.mode == "I":  # 32 bits to hold 8, 16 or more: the largest value tells
+        _, high = image.getextrema()
+        if high > 65535:  # type: ignore[operator]  # a number in this mode
+            image = image.convert("F")
+        elif high > 255:  # type: ignore[operator]
+            image = ImageMath.lambda_eval(lambda a: a["image"] / 256, image=image)
     if image.mode == "F":  # no defined range: spread what is there over 0 to 255
         low, high = image.getextrema()
         span = (high - low) or 1.0  # type: ignore[operator]  # numbers in this mode

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models.densenet import DenseNet
 
 from handler.card import Architecture, CardError, ModelCard
@@ -51,24 +53,35 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CardError(f"{path.name} isn't a readable weights file: {str(error).splitlines()[0]}") from error
+        raise CardError(f"{path.name} isn't a readable weights file: {_first_line(error)}") from error
     except Exception as error:  # pickle.UnpicklingError, and whatever a crafted pickle provokes
         raise CardError(
             f"{path.name} isn't a plain state dict (tensors by name), which is all that is loaded: "
             f"{type(error).__name__}"
         ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise CardError(f"{path.name} holds a {type(state).__name__}, not a state dict (tensors by name)")
     renamed = {_OLD_KEY.sub(r"\1\2", name): tensor for name, tensor in state.items()}
     return {name: t.float() if t.is_floating_point() else t for name, t in renamed.items()}
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [f"it ends too early ({type(error).__name__})"])[0]
+
+
 def fit_weights(network: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
-    """Load ``state`` into ``network``; every tensor must be there with the right shape.
+    """Copy ``state`` into ``network``; every tensor must be there with the right shape.
 
     Raises:
         CardError: tensors are missing, unexpected, of another shape, or not finite.
     """
+    _check_fit(network, state, what)
+    network.load_state_dict(state, strict=False)
+
+
+def _check_fit(network: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
     own = network.state_dict()
     # counters that only training with momentum=None reads; converted weights lack them
     counters = {name for name in own if name.endswith("num_batches_tracked")}
@@ -91,7 +104,35 @@ def fit_weights(network: nn.Module, state: Mapping[str, torch.Tensor], what: str
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CardError(f"{what} hold infinite or undefined numbers (first in {broken[0]})")
-    network.load_state_dict(state, strict=False)
+
+
+def check_hash(weights: Path, card: ModelCard) -> None:
+    """Check that ``weights`` is the file that the card describes, where the card has a hash.
+
+    Raises:
+        CardError: it is another file.
+    """
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if card.weights_sha256 not in ("", found):
+        raise CardError(
+            f"{weights.name} isn't the file that the card describes: SHA-256 {found[:12]}…, "
+            f"the card says {card.weights_sha256[:12]}…; build the archive anew"
+        )
+
+
+class _NoRandomWeights(TorchFunctionMode):
+    """Leaves new parameters without their random values: those that are read take their place.
+
+    Drawing them costs time, and memory that is used never but then (untouched pages aren't).
+    Not the ``meta`` device: that imports ``torch._dynamo``, more than a second and 100 MB.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def load_network(card: ModelCard, weights: Path, device: torch.device) -> DenseNet:
@@ -100,7 +141,10 @@ def load_network(card: ModelCard, weights: Path, device: torch.device) -> DenseN
     Raises:
         CardError: the weights don't fit the card.
     """
-    network = build_network(card.architecture, card.num_classes)
-    fit_weights(network, read_weights(weights), f"the weights in {weights.name}")
+    with _NoRandomWeights():
+        network = build_network(card.architecture, card.num_classes)
+    state = read_weights(weights)
+    _check_fit(network, state, f"the weights in {weights.name}")
+    network.load_state_dict(state, strict=False, assign=True)  # no second copy
     network.requires_grad_(False)
     return network.eval().to(device=device, memory_format=torch.channels_last)

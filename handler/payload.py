@@ -125,7 +125,8 @@ def _instances(fields: dict[str, Any], max_instances: int) -> list[bytes]:
         )
     if len(instances) > max_instances:
         raise TooManyInstances(
-            f"received {len(instances)} instances; accepted are at most {max_instances} a request; send several requests"
+            f"received {len(instances)} instances; accepted are at most {max_instances} in one request; "
+            "send several requests"
         )
     pictures = []
     for number, instance in enumerate(instances):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,11 @@ def prediction_response(
 def error_response(error: RequestError) -> Response:
     """The answer to a request that can't be served: TorchServe's error form."""
     return Response(error.status, error.phrase, JSON, _json(error.to_dict()))
+
+
+def describe_response(card: Mapping[str, Any]) -> Response:
+    """The answer to a request for the model card."""
+    return Response(200, "OK", JSON, _json(card))
 
 
 def _json(data: object) -> str:

@@ -24,7 +24,7 @@ class Prediction:
 def top_predictions(
     logits: torch.Tensor, labels: Sequence[str], k: int, temperature: float = 1.0
 ) -> list[list[Prediction]]:
-    """The ``k`` most probable classes of each picture, best first.
+    """The ``k`` most probable classes of each picture, best first; of equal ones the lower index first.
 
     Args:
         logits: (N, C), any floating type, any device.
@@ -33,7 +33,8 @@ def top_predictions(
         temperature: divides the logits before the softmax.
     """
     probabilities = (logits.float() / temperature).softmax(dim=1)  # (N, C)
-    values, indices = probabilities.topk(k, dim=1)  # (N, k), (N, k)
+    # not topk(), which leaves the order of equal values open
+    values, indices = (t[:, :k] for t in probabilities.sort(dim=1, descending=True, stable=True))  # (N, k), (N, k)
     return [
         [Prediction(labels[i], i, round(p, 6)) for i, p in zip(row_indices, row_values)]
         for row_indices, row_values in zip(indices.tolist(), values.tolist())

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.lib.console import say  # noqa: E402
-from scripts.lib.environment import run  # noqa: E402
-from scripts.lib.options import add_weights_options  # noqa: E402
+from scripts.lib.console import say
+from scripts.lib.environment import run
+from scripts.lib.options import add_weights_options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,8 +37,8 @@ def main(args: argparse.Namespace) -> int:
 
     model = resolve_weights(args.weights, args.arch)
     archive, built = ensure_archive(model, args.model_store)
-    size = archive.stat().st_size / 1e6
-    say(f"{archive}: {'built' if built else 'up to date'}, {model.card.name}, {model.card.num_classes} classes, {size:.1f} MB")
+    size, what = archive.stat().st_size / 1e6, "built" if built else "up to date"
+    say(f"{archive}: {what}, {model.card.name}, {model.card.num_classes} classes, {size:.1f} MB")
     say(f"SHA-256 {sha256_of(archive)}")
     return 0
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.lib.console import say  # noqa: E402
-from scripts.lib.environment import run  # noqa: E402
-from scripts.lib.options import add_management_options, positive  # noqa: E402
+from scripts.lib.console import say
+from scripts.lib.environment import run
+from scripts.lib.options import add_management_options, positive
 
 
 def build_parser() -> argparse.ArgumentParser:

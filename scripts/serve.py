@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.lib.console import CommandError, duration, say  # noqa: E402
-from scripts.lib.environment import java_home, run  # noqa: E402
-from scripts.lib.options import add_port_option, add_weights_options, positive  # noqa: E402
+from scripts.lib.console import CommandError, duration, say
+from scripts.lib.environment import java_home, run
+from scripts.lib.options import add_port_option, add_weights_options, positive
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stop the server that serve.py started; requests under way are answered first.
+"""Stop the server that serve.py started.
 
     python3 scripts/stop.py
     python3 scripts/stop.py --port 6000
@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.lib.console import say  # noqa: E402
-from scripts.lib.environment import run  # noqa: E402
-from scripts.lib.options import add_port_option  # noqa: E402
+from scripts.lib.console import say
+from scripts.lib.environment import run
+from scripts.lib.options import add_port_option
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.lib.console import say  # noqa: E402
-from scripts.lib.environment import run  # noqa: E402
+from scripts.lib.console import say
+from scripts.lib.environment import run
 
 
 def _pair(text: str) -> tuple[int, int]:

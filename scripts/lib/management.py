@@ -86,7 +86,7 @@ class Management:
         (model,) = self._call("GET", f"/models/{MODEL_NAME}", timeout=60, customized="true")
         card = model.get("customizedMetadata")
         if not isinstance(card, dict):
-            raise CommandError(f"the server at {self.url} describes its model without a card; is it one of this project?")
+            raise CommandError(f"the server at {self.url} describes its model without a card; is it of this project?")
         return card
 
     def scale(self, minimum: int, maximum: int, timeout: float) -> ModelStatus:

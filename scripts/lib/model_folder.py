@@ -117,8 +117,8 @@ def write_model_folder(
     for name, tensor in state.items():
         if name.endswith("num_batches_tracked"):
             continue  # only training reads it
-        tensor = tensor.detach().cpu().contiguous()
-        tensors[name] = tensor.to(torch.float16) if half and tensor.is_floating_point() else tensor
+        plain = tensor.detach().cpu().contiguous()
+        tensors[name] = plain.to(torch.float16) if half and plain.is_floating_point() else plain
     blob = save(tensors)
     card = replace(card, weights_sha256=hashlib.sha256(blob).hexdigest())
     write_atomically(path / WEIGHTS, blob)

@@ -7,6 +7,7 @@ stay short (a socket's path holds about 100 characters). Stopping removes all bu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -296,12 +297,13 @@ def wait_until_ready(server: Server, timeout: float = START_TIMEOUT) -> ModelSta
         CommandError: the server or a worker dies, with the worker's own error, or time is up.
     """
     deadline = time.monotonic() + timeout
+    log = server.folder / "server.log"
     while True:
         if not server.process():
-            raise CommandError(f"TorchServe died at its start: {_last_error(server)}; see {server.folder / 'server.log'}")
-        error = worker_error(server.folder / "server.log")
+            raise CommandError(f"TorchServe died at its start: {_last_error(log)}; see {log}")
+        error = worker_error(log)
         if error:
-            raise CommandError(f"the worker can't start: {error}; its log is {server.folder / 'server.log'}")
+            raise CommandError(f"the worker can't start: {error}; its log is {log}")
         try:
             status = server.management.status()
             if status.ready >= server.workers:
@@ -309,9 +311,7 @@ def wait_until_ready(server: Server, timeout: float = START_TIMEOUT) -> ModelSta
         except CommandError:
             pass  # not listening yet
         if time.monotonic() > deadline:
-            raise CommandError(
-                f"no READY server after {timeout:.0f} s; see {server.folder / 'server.log'} for what it waits for"
-            )
+            raise CommandError(f"no READY server after {timeout:.0f} s; see {log} for what it waits for")
         time.sleep(POLL_SECONDS)
 
 
@@ -334,8 +334,8 @@ def worker_error(log: Path) -> str:
     return "" if time.time() - log.stat().st_mtime < 1 else "the worker died without saying why"
 
 
-def _last_error(server: Server) -> str:
-    lines = (server.folder / "server.log").read_text(encoding="utf-8", errors="replace").splitlines()
+def _last_error(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line for line in lines if "ERROR" in line or "Exception" in line or "Error" in line]
     return (errors or lines or ["no output"])[-1].strip()[:300]
 
@@ -377,10 +377,8 @@ def clean_up(port: int) -> None:
 
 
 def _signal(process: psutil.Process, number: int) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _reachable(host: str) -> str:

@@ -22,8 +22,14 @@ from handler.network import build_network, fit_weights, load_network, read_weigh
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError, say
 from scripts.lib.evaluation import figures, fit_temperature
-from scripts.lib.model_folder import ModelFolder, json_bytes, read_json, read_model_folder
-from scripts.lib.model_folder import write_atomically, write_model_folder
+from scripts.lib.model_folder import (
+    ModelFolder,
+    json_bytes,
+    read_json,
+    read_model_folder,
+    write_atomically,
+    write_model_folder,
+)
 from scripts.lib.paths import CACHE
 from scripts.lib.training.dataset import Picture, Split, check_pictures, class_counts, find_pictures, split_pictures
 from scripts.lib.training.features import cached_features

@@ -58,7 +58,7 @@ class Recipe:
         """Side of the training crops in ``epoch`` (from 0), in px, a multiple of 16."""
         first, last = self.train_crop
         share = epoch / max(1, self.epochs - 1)
-        return int(round((first + (last - first) * share) / 16)) * 16
+        return round((first + (last - first) * share) / 16) * 16
 
     def rate_at(self, epoch: float) -> float:
         """Learning rate at a fractional epoch."""

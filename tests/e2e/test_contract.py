@@ -1,0 +1,220 @@
+"""Each row of the HTTP contract (design §4), against the real server with the bundled model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import requests
+from PIL import Image
+
+from scripts.lib.model_folder import read_model_folder
+from scripts.lib.paths import BUNDLED
+from tests.e2e.conftest import Running
+from tests.golden import CHELSEA, GOLDEN, Golden
+
+TIMEOUT_S = 60
+PICTURE = CHELSEA.read_bytes()
+ENCODED = base64.b64encode(PICTURE).decode()
+LABELS = read_model_folder(BUNDLED).labels
+
+Send = Callable[[Running], requests.Response]
+
+
+def put(server: Running, body: bytes, **headers: str) -> requests.Response:
+    """``curl -T picture``."""
+    return requests.put(server.predictions, data=body, headers=headers, timeout=TIMEOUT_S)
+
+
+def post_json(server: Running, data: object, route: str = "/predictions/densenet") -> requests.Response:
+    """A JSON body."""
+    return requests.post(server.url + route, json=data, timeout=TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def expected(server: Running) -> dict[str, Any]:
+    """The answer to the picture as the body: what every other form must give, too."""
+    answer = put(server, PICTURE)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    result: dict[str, Any] = answer.json()
+    return result
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda g: g.name)
+def test_golden_pictures_get_their_label(server: Running, golden: Golden) -> None:
+    answer = put(server, golden.path.read_bytes()).json()
+    assert answer["label"] in golden.labels, answer
+    assert golden.low <= answer["probability"] <= golden.high
+    assert LABELS[answer["index"]] == answer["label"]
+
+
+FORMS: dict[str, Send] = {
+    "put-body": lambda s: put(s, PICTURE),
+    "post-body": lambda s: requests.post(
+        s.predictions, data=PICTURE, headers={"Content-Type": "image/png"}, timeout=TIMEOUT_S
+    ),
+    **{
+        f"multipart-{name}": lambda s, name=name: requests.post(  # type: ignore[misc]
+            s.predictions, files={name: ("chelsea.png", PICTURE)}, timeout=TIMEOUT_S
+        )
+        for name in ("file", "data", "body")
+    },
+    "json-data": lambda s: post_json(s, {"data": ENCODED}),
+    "version-route": lambda s: requests.put(f"{s.predictions}/1.0", data=PICTURE, timeout=TIMEOUT_S),
+    "invocations": lambda s: requests.put(f"{s.url}/invocations", data=PICTURE, timeout=TIMEOUT_S),
+    "model-predict": lambda s: requests.put(f"{s.url}/densenet/predict", data=PICTURE, timeout=TIMEOUT_S),
+}
+
+
+@pytest.mark.parametrize("send", FORMS.values(), ids=FORMS.keys())
+def test_every_form_of_request_gives_the_same_answer(server: Running, expected: dict[str, Any], send: Send) -> None:
+    answer = send(server)
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == expected
+    assert set(expected) == {"label", "index", "probability"}
+
+
+def test_plain_text_is_the_label_and_a_newline(server: Running, expected: dict[str, Any]) -> None:
+    answer = put(server, PICTURE, Accept="text/plain")
+    assert answer.text == f"{expected['label']}\n"
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+
+
+@pytest.mark.parametrize("route", ["/predictions/densenet", "/v1/models/densenet:predict"])
+def test_instances_are_answered_in_order(server: Running, expected: dict[str, Any], route: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 60), "green").save(buffer, "PNG")
+    green = put(server, buffer.getvalue()).json()
+    instances = [{"data": ENCODED}, {"b64": base64.b64encode(buffer.getvalue()).decode()}, {"b64": ENCODED}]
+    answer = post_json(server, {"instances": instances}, route)
+    assert answer.status_code == 200, answer.text
+    predictions = answer.json()["predictions"]
+    assert [p["label"] for p in predictions] == [expected["label"], green["label"], expected["label"]]
+    assert predictions[0]["probability"] == pytest.approx(expected["probability"], abs=1e-4)
+
+
+TOPK: dict[str, Send] = {
+    "multipart": lambda s: requests.post(
+        s.predictions, files={"file": PICTURE}, data={"topk": "5"}, timeout=TIMEOUT_S
+    ),
+    "json": lambda s: post_json(s, {"data": ENCODED, "topk": 5}),
+    "invocations": lambda s: requests.put(f"{s.url}/invocations?topk=5", data=PICTURE, timeout=TIMEOUT_S),
+    "model-predict": lambda s: requests.put(f"{s.url}/densenet/predict?topk=5", data=PICTURE, timeout=TIMEOUT_S),
+}
+
+
+@pytest.mark.parametrize("send", TOPK.values(), ids=TOPK.keys())
+def test_topk_adds_the_best_classes(server: Running, expected: dict[str, Any], send: Send) -> None:
+    answer = send(server).json()
+    top = answer.pop("top")
+    assert answer == expected
+    assert len(top) == 5
+    assert top[0] == expected
+    assert [t["probability"] for t in top] == sorted((t["probability"] for t in top), reverse=True)
+    assert all(LABELS[t["index"]] == t["label"] for t in top)
+
+
+def multipart_twice(server: Running) -> requests.Response:
+    """Two pictures under one field name."""
+    files = [("file", ("a.png", PICTURE)), ("file", ("b.png", PICTURE))]
+    return requests.post(server.predictions, files=files, timeout=TIMEOUT_S)
+
+
+WRONG: dict[str, tuple[Send, int, str, str]] = {
+    "empty": (lambda s: put(s, b""), 400, "InvalidImage", "received an empty picture (0 bytes)"),
+    "get": (
+        lambda s: requests.get(s.predictions, timeout=TIMEOUT_S),
+        *(400, "InvalidImage", "received an empty picture (0 bytes)"),
+    ),
+    "text": (lambda s: put(s, b"hello"), 400, "InvalidImage", "received 5 bytes that are no picture"),
+    "truncated": (lambda s: put(s, PICTURE[:50_000]), 400, "InvalidImage", "broken or cut off"),
+    "bomb": (lambda s: put(s, bomb()), 413, "ImageTooLarge", "accepted are at most 100,000,000 pixels"),
+    "not-json": (
+        lambda s: requests.post(
+            s.predictions, data=b'{"data":', headers={"Content-Type": "application/json"}, timeout=TIMEOUT_S
+        ),
+        *(400, "InvalidRequest", "received a JSON body that can't be parsed"),
+    ),
+    "json-list": (lambda s: post_json(s, [1, 2]), 400, "InvalidRequest", "received JSON of type list"),
+    "not-base64": (lambda s: post_json(s, {"data": "%%%"}), 400, "InvalidRequest", "isn't base64"),
+    "unknown-field": (
+        lambda s: post_json(s, {"data": ENCODED, "colour": "red"}),
+        *(400, "InvalidRequest", "received the unknown field 'colour'"),
+    ),
+    "no-picture": (lambda s: post_json(s, {"topk": 3}), 400, "InvalidRequest", "received no picture"),
+    "two-fields": (
+        lambda s: requests.post(s.predictions, files={"file": PICTURE, "data": PICTURE}, timeout=TIMEOUT_S),
+        *(400, "InvalidRequest", "received more than one picture (fields data, file)"),
+    ),
+    "one-field-twice": (multipart_twice, 400, "InvalidRequest", "received more than one picture under one field name"),
+    "topk-zero": (
+        lambda s: post_json(s, {"data": ENCODED, "topk": 0}),
+        *(400, "InvalidParameter", f"accepted are whole numbers from 1 to {len(LABELS)}"),
+    ),
+    "topk-too-large": (
+        lambda s: requests.put(f"{s.url}/invocations?topk={len(LABELS) + 1}", data=PICTURE, timeout=TIMEOUT_S),
+        *(400, "InvalidParameter", f"accepted are whole numbers from 1 to {len(LABELS)}"),
+    ),
+    "no-instances": (lambda s: post_json(s, {"instances": []}), 400, "InvalidRequest", "at least one picture"),
+    "bad-instance": (
+        lambda s: post_json(s, {"instances": [{"data": ENCODED}, {"data": "aGVsbG8="}]}),
+        *(400, "InvalidImage", "instance 1: received 5 bytes that are no picture"),
+    ),
+    "too-many-instances": (
+        lambda s: post_json(s, {"instances": [{"data": "aGVsbG8="}] * 65}),
+        *(413, "TooManyInstances", "accepted are at most 64 in one request"),
+    ),
+    "explanations": (
+        lambda s: requests.put(f"{s.url}/explanations/densenet", data=PICTURE, timeout=TIMEOUT_S),
+        *(501, "NotSupported", "explanations aren't served"),
+    ),
+    "unknown-model": (
+        lambda s: requests.put(f"{s.url}/predictions/nope", data=PICTURE, timeout=TIMEOUT_S),
+        *(404, "ModelNotFoundException", "Model not found: nope"),
+    ),
+}
+
+
+def bomb() -> bytes:
+    """A PNG of a few hundred kB that declares 40,000 × 40,000 pixels."""
+    buffer = io.BytesIO()
+    Image.new("1", (40_000, 40_000)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("send", "status", "kind", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_said(server: Running, send: Send, status: int, kind: str, message: str) -> None:
+    answer = send(server)
+    assert answer.status_code == status, answer.text
+    error = json.loads(answer.text)
+    assert error["code"] == status
+    assert error["type"] == kind
+    assert message in error["message"]
+
+
+def test_an_oversized_body_is_refused(server: Running) -> None:
+    answer = put(server, bytes(34 * 1024 * 1024))
+    assert answer.status_code == 413
+
+
+def test_describe_returns_the_card(server: Running) -> None:
+    answer = requests.get(f"{server.management}/models/densenet?customized=true", timeout=TIMEOUT_S).json()
+    assert answer[0]["customizedMetadata"] == read_model_folder(BUNDLED).card.to_dict()
+
+
+def test_models_are_neither_registered_nor_removed_over_the_network(server: Running) -> None:
+    models = f"{server.management}/models"
+    register = requests.post(f"{models}?url=http://127.0.0.1:9/evil.mar", timeout=TIMEOUT_S)
+    remove = requests.delete(f"{models}/densenet", timeout=TIMEOUT_S)
+    assert (register.status_code, remove.status_code) == (405, 405)
+
+
+def test_metrics_are_in_prometheus_format(server: Running) -> None:
+    put(server, PICTURE)
+    text = requests.get(f"http://127.0.0.1:{server.port + 2}/metrics", timeout=TIMEOUT_S).text
+    assert 'ts_inference_requests_total{model_name="densenet"' in text

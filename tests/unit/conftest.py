@@ -1,0 +1,137 @@
+"""A tiny model and a handler that has loaded it, for tests without a server."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+with warnings.catch_warnings():
+    # ts/version.py leaves its file open as it is imported; whoever imports it first would be blamed
+    warnings.filterwarnings("ignore", r"unclosed file .*version\.txt", ResourceWarning)
+    import ts
+    from ts.context import Context, RequestProcessor
+    from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+
+from handler.card import Architecture, ModelCard
+from handler.densenet_handler import DenseNetHandler
+from handler.network import build_network
+from scripts.lib.model_folder import ModelFolder, write_model_folder
+
+TINY = Architecture("compact", growth_rate=8, block_config=(2, 2), num_init_features=16)
+LABELS = ["Samoyed", "tabby", "crane", "crane", "Bächli", "maillot", "ice cream"]  # two cranes, as in ImageNet
+LIMITS = {"max_image_pixels": 1_000_000, "max_instances": 4}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client gets for one request of a batch."""
+
+    status: int
+    phrase: str
+    content_type: str
+    body: str
+
+    @property
+    def json(self) -> Any:
+        """The body, parsed."""
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as TorchServe hands it over: fields and headers."""
+
+    row: Mapping[str, Any]
+    headers: Mapping[str, Any]
+
+
+def tiny_card(**changes: Any) -> ModelCard:
+    """The card of a network that runs in a millisecond."""
+    values: dict[str, Any] = {
+        "name": "densenet-tiny",
+        "architecture": TINY,
+        "num_classes": len(LABELS),
+        "resize": 72,
+        "crop": 64,
+        "dataset": "none",
+        "licence": "Apache-2.0",
+        "accuracy": {"top1": 0.5},
+    }
+    return ModelCard(**{**values, **changes})
+
+
+def tiny_state(card: ModelCard | None = None, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Fresh weights, with a last layer that is large enough for pictures to differ in their probabilities."""
+    card = card or tiny_card()
+    torch.manual_seed(seed)
+    network = build_network(card.architecture, card.num_classes)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state["classifier.weight"] *= 20
+    return state
+
+
+def write_tiny_model(path: Path, card: ModelCard | None = None, state: Mapping[str, Any] | None = None) -> ModelFolder:
+    """A model folder as train.py writes it."""
+    card = card or tiny_card()
+    return write_model_folder(path, state or tiny_state(card), card, LABELS)
+
+
+def metrics() -> Any:
+    """TorchServe's own metrics, set up as its worker does."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)  # of TorchServe's
+        cache = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
+    cache.initialize_cache()
+    cache.model_name = "densenet"
+    return cache
+
+
+def make_context(folder: Path, config: Mapping[str, Any] | None, gpu: int | None = None) -> Any:
+    """The context of a worker that serves the model in ``folder``."""
+    manifest = {"model": {"serializedFile": "weights.safetensors"}}
+    return Context("densenet", str(folder), manifest, 8, gpu, ts.__version__, True, metrics(), config)
+
+
+def config_of(model: ModelFolder, **changes: Any) -> dict[str, Any]:
+    """The model-config.yaml of a model, parsed; ``changes`` are to its card."""
+    return {"handler": {**model.card.to_dict(), **changes}, "limits": dict(LIMITS)}
+
+
+def start(folder: Path, config: Mapping[str, Any] | None, gpu: int | None = None) -> DenseNetHandler:
+    """A handler that has been initialised as a worker does it."""
+    handler = DenseNetHandler()
+    handler.initialize(make_context(folder, config, gpu))
+    return handler
+
+
+def serve(handler: DenseNetHandler, requests: Sequence[Request]) -> list[Answer]:
+    """The answers of one batch, as TorchServe would send them."""
+    context = handler.context
+    context.request_ids = {index: f"request-{index}" for index in range(len(requests))}
+    context.request_processor = [RequestProcessor(dict(request.headers)) for request in requests]
+    context.metrics.request_ids = context.request_ids
+    bodies = handler.handle([dict(request.row) for request in requests], context)
+    assert len(bodies) == len(requests)
+    return [
+        Answer(*context.get_response_status(index), context.get_response_content_type(index), body)
+        for index, body in enumerate(bodies)
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """A model folder that tests read and don't change."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_handler(tiny_model: ModelFolder) -> DenseNetHandler:
+    """A handler that is ready; it keeps nothing between batches that a test could notice."""
+    return start(tiny_model.path, config_of(tiny_model))
