@@ -8,11 +8,11 @@ import warnings
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     IcoImagePlugin,
     Image,
     ImageMath,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -29,6 +29,16 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "PPM")
 The plugins are imported above: Pillow then doesn't load its forty others, which stay off (EPS, for
 one, would run Ghostscript).
 """
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to what sets the picture upright (CIPA DC-008, tag 0x0112)."""
 _ICON = b"\0\0\1\0"
 ACCEPTED = "accepted are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ICO and PPM pictures"
 
@@ -113,10 +123,15 @@ def _beyond_pillow(max_pixels: int) -> ImageTooLarge:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says.
+
+    Not ImageOps.exif_transpose: it writes the EXIF block anew, which fails on many a camera's.
+    """
     try:
-        return ImageOps.exif_transpose(image)
+        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF says nothing about the pixels
         return image
+    return image.transpose(method) if method is not None else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

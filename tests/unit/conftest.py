@@ -119,10 +119,11 @@ def serve(handler: DenseNetHandler, requests: Sequence[Request]) -> list[Answer]
     context.metrics.request_ids = context.request_ids
     bodies = handler.handle([dict(request.row) for request in requests], context)
     assert len(bodies) == len(requests)
-    return [
-        Answer(*context.get_response_status(index), context.get_response_content_type(index), body)
-        for index, body in enumerate(bodies)
-    ]
+    answers = []
+    for index, body in enumerate(bodies):
+        status, phrase = context.get_response_status(index)
+        answers.append(Answer(status, phrase, context.get_response_content_type(index), body))
+    return answers
 
 
 @pytest.fixture(scope="session")

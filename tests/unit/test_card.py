@@ -320,7 +320,7 @@ def test_model_folder_with_the_labels_of_another_model_is_refused(tmp_path: Path
     model = write_tiny_model(tmp_path)
     (model.path / "index_to_name.json").write_text('{"0": "cat", "1": "dog"}', encoding="utf-8")
     with pytest.raises(
-        CardError, match="^the labels don't fit the card: 2 labels for 7 classes, missing 2, 3, 4, 5, 6;"
+        CardError, match=r"^the labels don't fit the card: 2 labels for 7 classes, missing 2, 3, 4, 5, 6;"
     ):
         read_model_folder(model.path)
     assert read_model_folder(tiny_model.path) == tiny_model

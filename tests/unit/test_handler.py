@@ -8,7 +8,7 @@ import json
 import re
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ts.protocol.otf_message_handler import retrieve_msg
 from ts.torch_handler.image_classifier import ImageClassifier
 
 import handler.densenet_handler as module
+from handler import network
 from handler.card import CardError
 from handler.densenet_handler import WARM_UP_RUNS, DenseNetHandler
 from handler.payload import HOW_TO_SEND
@@ -324,12 +325,12 @@ def test_threads_are_the_cards(tmp_path: Path) -> None:
 
 def test_network_is_warm_before_the_first_request(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
-    load = module.load_network
+    load: Callable[..., Any] = network.load_network
 
     def counted(*args: Any) -> Any:
-        network = load(*args)
-        network.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
-        return network
+        loaded = load(*args)
+        loaded.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+        return loaded
 
     monkeypatch.setattr(module, "load_network", counted)
     ready = start(tiny_model.path, config_of(tiny_model))
@@ -384,8 +385,7 @@ def test_archive_without_limits_does_not_start(tiny_model: ModelFolder, limits: 
         ),
         pytest.param(
             {"architecture": {"name": "x", "growth_rate": 8, "block_config": [2, 3], "num_init_features": 16}},
-            "the weights in weights.safetensors don't fit the architecture: 6 tensors are missing|"
-            "the weights in weights.safetensors don't fit the architecture: 10 tensors are missing",
+            r"the weights in weights.safetensors don't fit the architecture: 10 tensors are missing \(first features\.",
             id="deeper",
         ),
         pytest.param(
@@ -396,11 +396,7 @@ def test_archive_without_limits_does_not_start(tiny_model: ModelFolder, limits: 
     ],
 )
 def test_card_of_another_model_does_not_start(tiny_model: ModelFolder, changes: dict[str, Any], message: str) -> None:
-    if "num_classes" in changes or "input_size" in changes:
-        changes = {**changes, "input_size": None}
-    if "crop" in changes:
-        changes = {**changes, "input_size": None}
-    with pytest.raises(CardError, match=f"^({message})"):
+    with pytest.raises(CardError, match=f"^{message}"):
         start(tiny_model.path, config_of(tiny_model, **changes))
 
 
@@ -408,7 +404,7 @@ def test_labels_of_another_model_do_not_start(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path)
     (model.path / "index_to_name.json").write_text('{"0": "cat", "1": "dog"}', encoding="utf-8")
     with pytest.raises(
-        CardError, match="^the labels don't fit the card: 2 labels for 7 classes, missing 2, 3, 4, 5, 6;"
+        CardError, match=r"^the labels don't fit the card: 2 labels for 7 classes, missing 2, 3, 4, 5, 6;"
     ):
         start(model.path, config_of(model))
 
@@ -487,7 +483,7 @@ def answers_in(message: bytes) -> tuple[int, list[Answer]]:
         return data.read(number()).decode()
 
     code, _ = number(), text()
-    answers = []
+    answers: list[Answer] = []
     while (length := number()) != -1:
         assert data.read(length).decode() == f"id-{len(answers)}"
         content_type, status, phrase = text(), number(), text()

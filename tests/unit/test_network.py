@@ -106,7 +106,7 @@ def test_keys_of_old_torchvision_weights_are_renamed(tmp_path: Path) -> None:
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(CardError, match=f"^no weights file at {re.escape(str(tmp_path / 'x.pth'))}$"):
         read_weights(tmp_path / "x.pth")
-    with pytest.raises(CardError, match="^no weights file at "):
+    with pytest.raises(CardError, match=r"^no weights file at "):
         read_weights(tmp_path)
 
 

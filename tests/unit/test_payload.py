@@ -14,6 +14,7 @@ from tests.pictures import base64_of
 PICTURE = b"\xff\xd8 any bytes: nothing is decoded here \0\x01"
 TEXT = base64_of(PICTURE)
 CLASSES = 1000
+NO_LISTS: list[Any] = [[], {}, "text", 5, None, b"bytes"]
 MAX_INSTANCES = 3
 EXPECTED_INSTANCES = 'expected {"data": "<base64>"} or {"b64": "<base64>"}, nothing else'
 
@@ -125,7 +126,7 @@ def test_topk_that_is_no_number_of_classes_is_refused(value: Any, shown: str) ->
 
 
 def test_topk_beyond_this_models_classes_is_refused() -> None:
-    with pytest.raises(InvalidParameter, match="^received topk='8'; accepted are whole numbers from 1 to 7,"):
+    with pytest.raises(InvalidParameter, match=r"^received topk='8'; accepted are whole numbers from 1 to 7,"):
         parse({"file": PICTURE, "topk": "8"}, {}, 7, MAX_INSTANCES)
 
 
@@ -238,7 +239,7 @@ def test_picture_under_any_other_content_type_is_a_picture() -> None:
                 'received \'instances\' that is no list with at least one picture; expected [{"data": "<base64>"}, …]',
                 id=f"no-list-{type(wrong).__name__}",
             )
-            for wrong in ([], {}, "text", 5, None, b"bytes")
+            for wrong in NO_LISTS
         ),
         pytest.param([{"data": TEXT}, TEXT], f"instance 1 is wrong; {EXPECTED_INSTANCES}", id="text"),
         pytest.param([{}], f"instance 0 is wrong; {EXPECTED_INSTANCES}", id="empty"),

@@ -94,10 +94,16 @@ def remove(path: Path) -> Path:
     return path
 
 
+def add_folder(path: Path) -> Path:
+    """The path, with an empty class in it."""
+    (path / "empty").mkdir()
+    return path
+
+
 WRONG_DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda p: remove(p), "no folder at .*; expected a folder with one folder of pictures per class"),
     "no-classes": (lambda p: p / "flower", "has no class folders; expected one folder of pictures per class"),
-    "empty-class": (lambda p: (p / "empty").mkdir() or p, "the class folder .*empty holds no pictures"),
+    "empty-class": (lambda p: add_folder(p), "the class folder .*empty holds no pictures"),
     "one-class": (
         lambda p: remove(p / "flower") and remove(p / "chelsea") and p,
         "found one class only \\('grace_hopper'\\)",
@@ -333,7 +339,7 @@ def test_training_beats_chance_by_far_and_leaves_a_model(trained: Path) -> None:
     assert card.dataset == "views of three photographs"
     assert card.training["pictures"]["test"] == 18
     assert card.training["start"] == "none"
-    assert 0.05 < card.temperature < 20
+    assert 0.25 <= card.temperature <= 4
     assert {p.name for p in trained.iterdir()} == {
         *("weights.safetensors", "index_to_name.json", "card.json", "metrics.csv", "checkpoint.pt", "pictures.json")
     }

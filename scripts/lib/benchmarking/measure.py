@@ -223,8 +223,9 @@ def measure(client: Client, requests: int, concurrencies: Sequence[int]) -> Samp
         concurrencies: connections at a time, one closed loop each.
 
     Returns:
-        ``start_s`` and ``start_cpu`` (processor seconds of a worker until it was READY); ``rss``, ``pss``, ``private`` in bytes, the mean of the workers; and for each
-        concurrency n ``c<n>_throughput`` in requests/s and ``c<n>_p50``, ``_p95``, ``_p99`` in seconds.
+        ``start_s`` and ``start_cpu`` (processor seconds of a worker until it was READY); ``rss``,
+        ``pss``, ``private`` in bytes, the mean of the workers; and for each concurrency n
+        ``c<n>_throughput`` in requests/s and ``c<n>_p50``, ``_p95``, ``_p99`` in seconds.
 
     Raises:
         CommandError: it doesn't start, or a request fails.

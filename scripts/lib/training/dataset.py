@@ -106,12 +106,10 @@ def check_pictures(pictures: Sequence[Picture]) -> list[Picture]:
                 checked.append(Picture(picture.path, picture.label, picture.source, *result))
     if broken:
         warn(f"{broken} of {len(pictures)} pictures can't be read and are left out")
-    counts = defaultdict(int)
-    for picture in checked:
-        counts[picture.label] += 1
+    counts = class_counts(checked)
     for label in sorted({p.label for p in pictures}):
-        if counts[label] < 2:
-            raise CommandError(f"the class {label!r} has {counts[label]} readable pictures; it needs at least 2")
+        if counts.get(label, 0) < 2:
+            raise CommandError(f"the class {label!r} has {counts.get(label, 0)} readable pictures; it needs at least 2")
     return checked
 
 

@@ -159,7 +159,8 @@ class Trainer:
             momentum=0.9,
             nesterov=True,
         )
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        ema = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"top1": -1.0, "epoch": -1, "state": {}}
@@ -231,6 +232,8 @@ class Trainer:
                 f"(best {self.best['top1']:.3f}), {duration(took)}, "
                 f"about {duration(took * (self.recipe.epochs - self.epoch))} left"
             )
+        if not all(torch.isfinite(tensor).all() for tensor in self.best["state"].values()):
+            raise CommandError("the training diverged: the weights are no longer finite; lower --rate")
         return dict(self.best["state"])
 
     def _train_epoch(self, epoch: int) -> float:
