@@ -21,6 +21,7 @@ from ts.torch_handler.image_classifier import ImageClassifier
 
 from handler.card import CardError, ModelCard, check_labels
 from handler.errors import NotSupported, RequestError
+from handler.hold import requested_hold, wait_for_release
 from handler.images import decode
 from handler.network import check_hash, load_network
 from handler.payload import Payload, header, parse
@@ -90,6 +91,9 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         Returns:
             (P, 3, crop, crop) float32, the pictures of all requests that can be served, in order.
         """
+        hold = requested_hold(self._headers(0)) if len(data) == 1 else None
+        if hold:
+            wait_for_release(hold)
         self._payloads = []
         arrays = []
         for index, row in enumerate(data):

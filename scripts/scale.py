@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Set the number of workers and wait until they are READY; no request is lost.
+"""Set the number of workers and wait until they are READY.
+
+Of a server that serve.py started on this machine no request is lost: its workers finish what they
+have before the surplus is removed. (With --url TorchServe answers what a removed worker has in
+hand with 500.)
 
     python3 scripts/scale.py 4
     python3 scripts/scale.py --min 1 --max 4
@@ -34,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Scale and report."""
-    from scripts.lib.server import connect
+    from contextlib import nullcontext
+
+    from scripts.lib.server import connect, find_server, held_workers
 
     if args.workers is None and args.min is None and args.max is None:
         build_parser().error("how many workers? give a number (scale.py 4), or --min and --max")
@@ -42,7 +48,12 @@ def main(args: argparse.Namespace) -> int:
     maximum = args.max or args.workers or minimum
     if minimum > maximum:
         build_parser().error(f"at least {minimum} and at most {maximum} workers contradict each other")
-    status = connect(args.port, args.url).scale(minimum, maximum, args.timeout)
+    management = connect(args.port, args.url)
+    server = None if args.url else find_server(args.port)
+    surplus = maximum < len(management.status().workers)
+    with held_workers(server) if server and surplus else nullcontext():
+        management.scale(minimum, maximum)
+    status = management.wait_for_workers(minimum, maximum, args.timeout)
     say(f"{status.ready} workers READY (at least {status.min_workers}, at most {status.max_workers})")
     return 0
 

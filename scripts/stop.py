@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Stop the server that serve.py started.
 
-    python3 scripts/stop.py
-    python3 scripts/stop.py --port 6000
+python3 scripts/stop.py
+python3 scripts/stop.py --port 6000
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Run all the tests that this machine can run.
 
-    python3 scripts/test.py                  # everything, with coverage
-    python3 scripts/test.py tests/unit -x    # arguments go to pytest
+python3 scripts/test.py                  # everything, with coverage
+python3 scripts/test.py tests/unit -x    # arguments go to pytest
 """
 
 from __future__ import annotations

@@ -89,13 +89,19 @@ class Management:
             raise CommandError(f"the server at {self.url} describes its model without a card; is it of this project?")
         return card
 
-    def scale(self, minimum: int, maximum: int, timeout: float) -> ModelStatus:
-        """Set the number of workers and wait until ``minimum`` of them are READY and no more are left.
+    def scale(self, minimum: int, maximum: int) -> None:
+        """Set the number of workers; returns when the surplus is removed, see :meth:`wait_for_workers`."""
+        self._call("PUT", f"/models/{MODEL_NAME}", timeout=30, min_worker=minimum, max_worker=maximum)
+        deadline = time.monotonic() + 30
+        while len(self.status().workers) > maximum and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+    def wait_for_workers(self, minimum: int, maximum: int, timeout: float) -> ModelStatus:
+        """Wait until at least ``minimum`` workers are READY, at most ``maximum``, and no others are left.
 
         Raises:
             CommandError: they aren't within ``timeout`` seconds.
         """
-        self._call("PUT", f"/models/{MODEL_NAME}", timeout=30, min_worker=minimum, max_worker=maximum)
         deadline = time.monotonic() + timeout
         while True:
             status = self.status()

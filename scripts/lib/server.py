@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -18,12 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
+import requests
 
+from handler.hold import HEADER, PREFIX
 from scripts.lib.archive import MODEL_NAME
 from scripts.lib.console import CommandError
 from scripts.lib.management import POLL_SECONDS, Management, ModelStatus
@@ -33,6 +38,7 @@ from scripts.lib.paths import CONFIG, RUN
 LOOPBACK = "127.0.0.1"
 STOP_TIMEOUT = 60
 START_TIMEOUT = 180
+HOLD_TIMEOUT = 60
 _DEATH = "Backend worker process died."
 
 
@@ -343,6 +349,47 @@ def _last_error(log: Path) -> str:
 def _last_line(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no output")
+
+
+@contextmanager
+def held_workers(server: Server, timeout: float = HOLD_TIMEOUT) -> Iterator[None]:
+    """Every READY worker of ``server`` busy with a request of ours while the block runs (``handler.hold``).
+
+    Raises:
+        CommandError: they don't get free within ``timeout`` seconds.
+    """
+    folder = Path(server.temporary, f"{PREFIX}{secrets.token_hex(16)}")
+    headers = {HEADER: folder.name}
+    if server.token:
+        headers["Authorization"] = f"Bearer {read_token(server.folder, 'inference')}"
+    wanted = {str(worker.pid) for worker in server.management.status().workers if worker.status == "READY"}
+
+    def held() -> bool:
+        return wanted <= {path.name for path in folder.iterdir()}
+
+    def send() -> None:
+        # answered when the hold ends; earlier only if the queue was full or the batch held other requests
+        while folder.exists() and not held():
+            with contextlib.suppress(requests.RequestException, OSError):
+                requests.post(f"{server.url}/predictions/{MODEL_NAME}", headers=headers, timeout=timeout)
+            time.sleep(0.02)
+
+    folder.mkdir(mode=0o700)
+    with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
+        try:
+            futures = [pool.submit(send) for _ in wanted]
+            deadline = time.monotonic() + timeout
+            while not held():
+                if time.monotonic() > deadline:
+                    raise CommandError(
+                        f"the workers didn't get free within {timeout:.0f} s; nothing was changed, try again later"
+                    )
+                time.sleep(0.01)
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    for future in futures:
+        future.result()
 
 
 def stop_server(server: Server, timeout: float = STOP_TIMEOUT) -> None:

@@ -287,7 +287,7 @@ def test_a_worker_that_cannot_start_fails_serve_in_seconds(tmp_path: Path) -> No
     port, start = free_ports(), time.monotonic()
     running = start_server(tmp_path, java_home(), port)
     try:
-        with pytest.raises(Exception, match="the worker can't start: .*46 labels for 47 classes"):
+        with pytest.raises(Exception, match=r"the worker can't start: .*46 labels for 47 classes"):
             wait_until_ready(running)
     finally:
         stop_server(running)
@@ -389,9 +389,9 @@ def test_build_archive_is_reproducible_and_lazy(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     os.utime(BUNDLED / CARD)
     before = first.stat().st_mtime_ns
-    assert ": up to date," in command(
-        "build_archive.py", "--weights", "bundled", "--model-store", str(stores[0])
-    ).stdout
+    assert (
+        ": up to date," in command("build_archive.py", "--weights", "bundled", "--model-store", str(stores[0])).stdout
+    )
     assert first.stat().st_mtime_ns == before
     first.write_bytes(first.read_bytes()[:-1000])
     assert ": built," in command("build_archive.py", "--weights", "bundled", "--model-store", str(stores[0])).stdout

@@ -99,9 +99,7 @@ def test_instances_are_answered_in_order(server: Running, expected: dict[str, An
 
 
 TOPK: dict[str, Send] = {
-    "multipart": lambda s: requests.post(
-        s.predictions, files={"file": PICTURE}, data={"topk": "5"}, timeout=TIMEOUT_S
-    ),
+    "multipart": lambda s: requests.post(s.predictions, files={"file": PICTURE}, data={"topk": "5"}, timeout=TIMEOUT_S),
     "json": lambda s: post_json(s, {"data": ENCODED, "topk": 5}),
     "invocations": lambda s: requests.put(f"{s.url}/invocations?topk=5", data=PICTURE, timeout=TIMEOUT_S),
     "model-predict": lambda s: requests.put(f"{s.url}/densenet/predict?topk=5", data=PICTURE, timeout=TIMEOUT_S),

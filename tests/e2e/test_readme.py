@@ -80,7 +80,13 @@ def run(step: Step, shell: dict[str, str]) -> subprocess.CompletedProcess[str]:
         "DENSENET_WEIGHTS_MIRROR": str(Path(shell["view"]) / "nothing-here"),
     }
     return subprocess.run(
-        ["bash", "-c", line], cwd=shell["view"], env=environment, capture_output=True, text=True, timeout=300, check=False
+        ["bash", "-c", line],
+        cwd=shell["view"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 

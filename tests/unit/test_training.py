@@ -101,9 +101,9 @@ def add_folder(path: Path) -> Path:
 
 
 WRONG_DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "missing": (lambda p: remove(p), "no folder at .*; expected a folder with one folder of pictures per class"),
+    "missing": (remove, "no folder at .*; expected a folder with one folder of pictures per class"),
     "no-classes": (lambda p: p / "flower", "has no class folders; expected one folder of pictures per class"),
-    "empty-class": (lambda p: add_folder(p), "the class folder .*empty holds no pictures"),
+    "empty-class": (add_folder, "the class folder .*empty holds no pictures"),
     "one-class": (
         lambda p: remove(p / "flower") and remove(p / "chelsea") and p,
         "found one class only \\('grace_hopper'\\)",
@@ -112,9 +112,7 @@ WRONG_DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "message"), WRONG_DATA.values(), ids=WRONG_DATA.keys())
-def test_wrong_folders_are_named(
-    scenes: Path, tmp_path: Path, damage: Callable[[Path], Path], message: str
-) -> None:
+def test_wrong_folders_are_named(scenes: Path, tmp_path: Path, damage: Callable[[Path], Path], message: str) -> None:
     shutil.copytree(scenes, tmp_path / "data")
     with pytest.raises(CommandError, match=message):
         find_pictures([str(damage(tmp_path / "data"))])
@@ -277,9 +275,7 @@ def test_too_few_pictures_for_a_batch(pictures: list[Picture], tmp_path: Path) -
         trainer(Split(pictures[:3], [], []), tmp_path)
 
 
-def test_features_are_computed_once(
-    pictures: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_are_computed_once(pictures: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = build_network(TINY, 3).eval()
     some = pictures[::6]
@@ -359,12 +355,10 @@ def test_classifier_on_the_features_of_another_model(
     card = read_model_folder(out).card
     assert card.accuracy["test"]["top1"] >= 0.75
     assert card.training["start"] == "weights.safetensors"
-    assert paths.CACHE != tmp_path
+    assert tmp_path != paths.CACHE
 
 
-def test_a_teacher_is_followed(
-    trained: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_teacher_is_followed(trained: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "CACHE", tmp_path / "cache")
     out = run_train(
         *(str(scenes), "--out", str(tmp_path / "out"), *FAST, "--epochs", "1", "--teacher", str(trained)),

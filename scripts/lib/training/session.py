@@ -118,9 +118,7 @@ def _checked(args: argparse.Namespace, pictures: list[Picture], out: Path) -> li
             if str(p.path) in known
         ]
     checked = check_pictures(pictures)
-    write_atomically(
-        record, json_bytes([{"path": str(p.path), "digest": p.digest, "dhash": p.dhash} for p in checked])
-    )
+    write_atomically(record, json_bytes([{"path": str(p.path), "digest": p.digest, "dhash": p.dhash} for p in checked]))
     return checked
 
 
