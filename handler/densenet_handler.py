@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from ts.torch_handler.image_classifier import ImageClassifier
 
 from handler.card import CardError, ModelCard, check_labels
+from handler.deferred import deferred
 from handler.errors import NotSupported, RequestError
 from handler.hold import requested_hold, wait_for_release
 from handler.images import decode
@@ -28,6 +28,9 @@ from handler.payload import Payload, header, parse
 from handler.preprocessing import Preprocessing
 from handler.responses import Response, describe_response, error_response, prediction_response
 from handler.topk import top_predictions
+
+with deferred():
+    from ts.torch_handler.image_classifier import ImageClassifier
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torchvision.models.densenet import DenseNet
 
 from handler.card import Architecture, CardError, ModelCard
+from handler.deferred import deferred
+
+with deferred():
+    from torchvision.models.densenet import DenseNet
 
 _OLD_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)$")
 

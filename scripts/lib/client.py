@@ -41,6 +41,7 @@ class Client:
         self.url = url.rstrip("/")
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._local = threading.local()
+        self._sessions: list[requests.Session] = []
 
     def predict(self, picture: bytes, topk: int | None = None) -> dict[str, Any]:
         """The answer to one picture.
@@ -101,7 +102,13 @@ class Client:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = requests.Session()
+            self._sessions.append(session)
         return session
+
+    def close(self) -> None:
+        """Close the connections."""
+        for session in self._sessions:
+            session.close()
 
 
 def inference_token(port: int) -> str | None:

@@ -36,6 +36,7 @@ from scripts.lib.model_folder import json_bytes, write_atomically
 from scripts.lib.paths import CONFIG, RUN
 
 LOOPBACK = "127.0.0.1"
+CGROUP = Path("/sys/fs/cgroup")
 STOP_TIMEOUT = 60
 START_TIMEOUT = 180
 HOLD_TIMEOUT = 60
@@ -143,12 +144,12 @@ def default_workers() -> int:
 def _cgroup_cores() -> float | None:
     """The cores that a container's CPU limit allows (cgroup v2, then v1); None without a limit."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        quota, period = (CGROUP / "cpu.max").read_text(encoding="ascii").split()
         return None if quota == "max" else max(1.0, int(quota) / int(period))
     except (OSError, ValueError):
         pass
     try:
-        folder = Path("/sys/fs/cgroup/cpu")
+        folder = CGROUP / "cpu"
         quota_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
         period_us = int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
         return None if quota_us <= 0 else max(1.0, quota_us / period_us)

@@ -1,0 +1,114 @@
+"""Every setting is known to who reads it, has a comment, and says what the design says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts.lib.archive import KNOWN_KEYS, MODEL_CONFIG, check_model_config
+from scripts.lib.console import CommandError
+from scripts.lib.model_folder import read_model_folder
+from scripts.lib.paths import BUNDLED, CONFIG
+from scripts.lib.server import read_properties, server_properties
+
+PROPERTIES = CONFIG / "config.properties"
+
+
+def java_class(name: str) -> bytes:
+    """A class of TorchServe's own jar, whose constants hold the keys that it reads."""
+    spec = importlib.util.find_spec("ts")
+    assert spec is not None and spec.origin is not None
+    with zipfile.ZipFile(Path(spec.origin).parent / "frontend" / "model-server.jar") as jar:
+        return jar.read(name)
+
+
+def is_constant(key: str, code: bytes) -> bool:
+    """Whether ``key`` is a string constant of a class file: tag 1, two bytes of length, the text."""
+    return b"\x01" + len(key).to_bytes(2, "big") + key.encode() in code
+
+
+def test_torchserve_reads_every_key_of_config_properties() -> None:
+    code = java_class("org/pytorch/serve/util/ConfigManager.class")
+    keys = set(read_properties(PROPERTIES)) - {"vmargs"}  # the Python launcher reads that one
+    assert [key for key in sorted(keys) if not is_constant(key, code)] == []
+    assert not is_constant("inference_adress", code)
+
+
+def test_the_known_keys_of_the_model_config_are_torchserves() -> None:
+    code = java_class("org/pytorch/serve/archive/model/ModelConfig.class")
+    assert [key for key in sorted(KNOWN_KEYS) if not is_constant(key, code)] == []
+    assert not is_constant("batchsize", code)
+
+
+@pytest.mark.parametrize("name", ["config.properties", MODEL_CONFIG])
+def test_every_key_has_a_comment(name: str) -> None:
+    previous = ""
+    for line in (CONFIG / name).read_text(encoding="utf-8").splitlines():
+        key = re.match(r"\s*([A-Za-z_]+)\s*[=:]", line)
+        if key and not line.lstrip().startswith("#") and line.strip() != "limits:":
+            related = previous.split("_", maxsplit=1)[0] == key[1].split("_")[0]  # grpc_…: one comment for the group
+            assert previous.startswith("#") or related, f"{name}: {key[1]} has no comment"
+        previous = "#" if line.lstrip().startswith("#") else (key[1] if key else "")
+
+
+def test_everything_listens_on_loopback_on_the_ports_of_the_design() -> None:
+    properties = read_properties(PROPERTIES)
+    assert {k: v for k, v in properties.items() if k.endswith(("_address", "_port"))} == {
+        "inference_address": "http://127.0.0.1:5000",
+        "management_address": "http://127.0.0.1:5001",
+        "metrics_address": "http://127.0.0.1:5002",
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_inference_port": "5003",
+        "grpc_management_address": "127.0.0.1",
+        "grpc_management_port": "5004",
+    }
+    assert properties["metrics_mode"] == "prometheus"
+    assert not re.match(properties["allowed_urls"], "http://example.com/x.mar")
+    assert not re.match(properties["allowed_urls"], "file:///x.mar")
+
+
+def test_flags_of_serve_replace_settings() -> None:
+    properties = server_properties(6000, "0.0.0.0", "::1", workers=3, token=True)
+    assert properties["inference_address"] == "http://0.0.0.0:6000"
+    assert properties["management_address"] == "http://[::1]:6001"
+    assert properties["metrics_address"] == "http://[::1]:6002"
+    assert (properties["grpc_inference_port"], properties["grpc_management_port"]) == ("6003", "6004")
+    assert properties["default_workers_per_model"] == "3"
+    assert properties["disable_token_authorization"] == "false"
+    assert properties["max_request_size"] == read_properties(PROPERTIES)["max_request_size"]
+
+
+def test_the_model_config_is_accepted() -> None:
+    config = check_model_config(yaml.safe_load((CONFIG / MODEL_CONFIG).read_text(encoding="utf-8")))
+    assert config["limits"] == {"max_image_pixels": 100_000_000, "max_instances": 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batchsize": 1}, "has the key 'batchsize', which TorchServe doesn't know; known are asyncCommunication"),
+        ({"limits": {"max_image_pixels": 5}}, "limits must hold max_image_pixels and max_instances"),
+        ({"limits": {"max_image_pixels": -5, "max_instances": 1}}, "positive numbers"),
+    ],
+    ids=["unknown-key", "missing-limit", "negative-limit"],
+)
+def test_a_wrong_model_config_is_refused(change: dict[str, object], message: str) -> None:
+    config = yaml.safe_load((CONFIG / MODEL_CONFIG).read_text(encoding="utf-8"))
+    with pytest.raises(CommandError, match=message):
+        check_model_config({**config, **change})
+    with pytest.raises(CommandError, match="must be a mapping"):
+        check_model_config([])
+
+
+def test_the_bundled_model_fits_its_labels_file_and_the_repository() -> None:
+    model = read_model_folder(BUNDLED)
+    folders = json.loads((CONFIG / "bundled-labels.json").read_text(encoding="utf-8"))
+    assert model.labels == sorted(set(folders.values()))
+    assert model.weights.stat().st_size <= 10_000_000
+    assert model.card.accuracy["oxford-pets"]["top1"] > 0.4

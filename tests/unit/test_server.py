@@ -1,0 +1,201 @@
+"""What can be said about a server without starting one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from scripts.lib import server as module
+from scripts.lib.console import CommandError
+from scripts.lib.server import (
+    Server,
+    check_start,
+    clean_up,
+    connect,
+    default_workers,
+    find_server,
+    read_properties,
+    read_token,
+    server_environment,
+    start_server,
+    stop_server,
+    worker_error,
+)
+from tests.e2e.conftest import free_ports
+
+
+@pytest.fixture(autouse=True)
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A ``.run`` folder of the test's own."""
+    monkeypatch.setattr(module, "RUN", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def remember(server: Server) -> None:
+    """Write the state as ``start_server`` does."""
+    server.folder.mkdir(parents=True)
+    (server.folder / "state.json").write_text(json.dumps(asdict(server)), encoding="utf-8")
+
+
+def myself(port: int, **changes: object) -> Server:
+    """This test process as a server."""
+    values = {
+        **{"port": port, "pid": os.getpid(), "created": psutil.Process().create_time(), "host": "127.0.0.1"},
+        **{"management_host": "127.0.0.1", "token": False, "workers": 1, "temporary": "/nowhere"},
+    }
+    return Server(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_server_is_found_while_its_process_lives() -> None:
+    assert find_server(7000) is None
+    remember(myself(7000))
+    found = find_server(7000)
+    assert found == myself(7000)
+    assert found.url == "http://127.0.0.1:7000"
+    assert found.metrics_url == "http://127.0.0.1:7002"
+    assert found.management.url == "http://127.0.0.1:7001"
+
+
+def test_another_process_with_the_same_number_is_not_the_server() -> None:
+    remember(myself(7000, created=psutil.Process().create_time() - 1000))
+    assert find_server(7000) is None
+    (myself(7000).folder / "state.json").write_text("{", encoding="utf-8")
+    assert find_server(7000) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("0.0.0.0", "http://127.0.0.1:7000"), ("::", "http://[::1]:7000"), ("10.0.0.7", "http://10.0.0.7:7000")],
+)
+def test_a_wildcard_address_is_reached_over_loopback(host: str, url: str) -> None:
+    assert myself(7000, host=host).url == url
+
+
+def test_tokens_of_a_server_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = myself(7000, token=True)
+    remember(server)
+    with pytest.raises(CommandError, match=r"can't read the management token from .*key_file.json"):
+        connect(7000)
+    keys = {"management": {"key": "m"}, "inference": {"key": "i"}}
+    (server.folder / "key_file.json").write_text(json.dumps(keys), encoding="utf-8")
+    assert connect(7000).headers == {"Authorization": "Bearer m"}
+    assert read_token(server.folder, "inference") == "i"
+    monkeypatch.setenv("DENSENET_TOKEN", "given")
+    assert connect(7000).headers == {"Authorization": "Bearer given"}
+    assert connect(7000, "http://far:1/").url == "http://far:1"
+
+
+def test_a_second_start_is_refused() -> None:
+    remember(myself(7000))
+    with pytest.raises(CommandError, match="a server of this project runs on port 7000 already; stop it with"):
+        start_server(Path("store"), Path("java"), 7000)
+
+
+def test_a_port_in_use_is_named() -> None:
+    port = free_ports()
+    check_start(port, "127.0.0.1", "127.0.0.1")
+    with socket.socket() as owner:
+        owner.bind(("127.0.0.1", port + 2))
+        owner.listen()
+        with pytest.raises(CommandError, match=rf"port {port + 2} \(metrics\) can't be used: .*process {os.getpid()}"):
+            check_start(port, "127.0.0.1", "127.0.0.1")
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(CommandError, match=r"\(inference\) can't be used: Cannot assign requested address"):
+        check_start(free_ports(), "192.0.2.1", "127.0.0.1")
+
+
+def test_a_java_that_does_not_start_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"TorchServe didn't start .*java not found"):
+        start_server(tmp_path, tmp_path / "no-java", free_ports())
+    assert not list(Path(tempfile.gettempdir()).glob(f"densenet-*/{tmp_path.name}"))
+
+
+def test_stopping_ends_the_whole_family_and_removes_its_traces(tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    with subprocess.Popen([sys.executable, "-c", child]) as process:
+        started = psutil.Process(process.pid)
+        server = myself(7000, pid=process.pid, created=started.create_time(), temporary=str(temporary))
+        remember(server)
+        (server.folder / "server.log").write_text("kept", encoding="utf-8")
+        while not started.children():
+            pass
+        family = [started, *started.children()]
+        stop_server(server, timeout=20)
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
+    assert not temporary.exists()
+    assert [p.name for p in server.folder.iterdir()] == ["server.log"]
+    clean_up(7000)  # nothing left: no error
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 4),
+        ({"cpu.max": "max 100000"}, 4),
+        ({"cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
+    ],
+    ids=["no-cgroup", "v2-unlimited", "v2-two-and-a-half", "v2-half", "v1-three", "v1-unlimited"],
+)
+def test_one_worker_a_physical_core_that_may_be_used(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="ascii")
+    monkeypatch.setattr(module, "CGROUP", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert default_workers() == cores
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert default_workers() == 3
+
+
+def test_the_workers_modules_come_from_the_archive_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    monkeypatch.setenv("TS_CONFIG_FILE", "/elsewhere")
+    environment = server_environment(Path("/java"), tmp_path, tmp_path / "t")
+    assert "PYTHONPATH" not in environment and "TS_CONFIG_FILE" not in environment
+    assert environment["JAVA_HOME"] == "/java"
+    assert {environment[name] for name in ("TMPDIR", "TEMP", "TMP")} == {str(tmp_path / "t")}
+
+
+def test_properties_without_comments(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    path.write_text("# a=1\n\nb = 2\nvmargs=-Xa=1 -Xb\n", encoding="utf-8")
+    assert read_properties(path) == {"b": "2", "vmargs": "-Xa=1 -Xb"}
+
+
+PREFIX = "2026-01-01T00:00:00,000 [INFO ] W-9000-densenet_1.0-stdout MODEL_LOG - "
+
+
+def test_the_workers_own_error_is_found_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert worker_error(log) == ""
+    log.write_text(f"{PREFIX}all is well\n", encoding="utf-8")
+    assert worker_error(log) == ""
+    traceback = ["Backend worker process died.", "Traceback (most recent call last):", '  File "x.py"', "    do()"]
+    lines = "".join(f"{PREFIX}{line}\n" for line in [*traceback, "handler.card.CardError: the card is wrong"])
+    log.write_text(lines, encoding="utf-8")
+    assert worker_error(log) == "handler.card.CardError: the card is wrong"
+    log.write_text(f"{PREFIX}Backend worker process died.\n", encoding="utf-8")
+    os.utime(log, (1, 1))
+    assert worker_error(log) == "the worker died without saying why"
