@@ -8,10 +8,12 @@ packing and serving alike.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -161,6 +163,15 @@ class ModelCard:
         values["mean"], values["std"] = list(self.mean), list(self.std)
         values["input_size"] = list(self.input_size)
         return values
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def check_labels(labels: Mapping[str, str], card: ModelCard) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from handler.card import Architecture, CardError, ModelCard
+from handler.card import Architecture, CardError, ModelCard, sha256_of
 from handler.deferred import deferred
 
 with deferred():
@@ -115,7 +114,7 @@ def check_hash(weights: Path, card: ModelCard) -> None:
     Raises:
         CardError: it is another file.
     """
-    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    found = sha256_of(weights)
     if card.weights_sha256 not in ("", found):
         raise CardError(
             f"{weights.name} isn't the file that the card describes: SHA-256 {found[:12]}…, "

@@ -31,8 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Build the archive if an input changed."""
+    from handler.card import sha256_of
     from scripts.lib.archive import ensure_archive
-    from scripts.lib.model_folder import sha256_of
     from scripts.lib.weights import resolve_weights
 
     model = resolve_weights(args.weights, args.arch)

@@ -28,9 +28,9 @@ import requests
 from filelock import FileLock, Timeout
 from urllib3.exceptions import NameResolutionError, ReadTimeoutError
 
+from handler.card import sha256_of
 from scripts.lib import paths
 from scripts.lib.console import CommandError, Progress, say, warn
-from scripts.lib.model_folder import sha256_of
 
 CHUNK = 16 * 1024
 """Bytes that are read at a time; the "first byte" has come when the first chunk has."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from handler.card import CardError, ModelCard, check_labels
+from handler.card import CardError, ModelCard, check_labels, sha256_of
 
 WEIGHTS = "weights.safetensors"
 LABELS = "index_to_name.json"
@@ -33,15 +33,6 @@ class ModelFolder:
     def weights(self) -> Path:
         """The weights file."""
         return self.path / WEIGHTS
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -15,7 +15,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from handler.card import ARCHITECTURES, CardError, ModelCard
+from handler.card import ARCHITECTURES, CardError, ModelCard, sha256_of
 from scripts.lib import paths
 from scripts.lib.console import CommandError, say
 from scripts.lib.download import DownloadError, download, has_hash, locked
@@ -27,7 +27,6 @@ from scripts.lib.model_folder import (
     json_bytes,
     read_json,
     read_model_folder,
-    sha256_of,
     write_atomically,
     write_model_folder,
 )

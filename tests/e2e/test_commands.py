@@ -232,31 +232,9 @@ def test_stop_leaves_nothing_behind_and_only_stops_its_own(server: Running, mode
     assert requests.put(server.predictions, data=PICTURE, timeout=60).status_code == 200
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_foreground_stops_on_a_signal(model_store: Path, number: signal.Signals) -> None:
-    port = free_ports()
-    arguments = ["--weights", "bundled", "--port", str(port), "--model-store", str(model_store), "--workers", "1"]
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "serve.py"), *arguments],
-        env={**os.environ, "DENSENET_NO_VENV": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Ctrl-C stops it"):
-                break
-        pids, temporary = family(port)
-        assert requests.put(f"http://127.0.0.1:{port}/predictions/densenet", data=PICTURE, timeout=60).ok
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=90)
-    assert process.returncode == 0
-    assert output.endswith("stopped\n")
-    assert not any(psutil.pid_exists(pid) for pid in pids)
-    assert not temporary.exists()
-
-
-def test_foreground_ends_with_an_error_when_the_server_dies(model_store: Path) -> None:
+@contextmanager
+def foreground(model_store: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """``serve.py`` in the foreground, READY; the process and its port."""
     port = free_ports()
     arguments = ["--weights", "bundled", "--port", str(port), "--model-store", str(model_store), "--workers", "1"]
     with subprocess.Popen(
@@ -270,6 +248,24 @@ def test_foreground_ends_with_an_error_when_the_server_dies(model_store: Path) -
         for line in process.stdout:
             if line.startswith("Ctrl-C stops it"):
                 break
+        yield process, port
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_foreground_stops_on_a_signal(model_store: Path, number: signal.Signals) -> None:
+    with foreground(model_store) as (process, port):
+        pids, temporary = family(port)
+        assert requests.put(f"http://127.0.0.1:{port}/predictions/densenet", data=PICTURE, timeout=60).ok
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0
+    assert output.endswith("stopped\n")
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert not temporary.exists()
+
+
+def test_foreground_ends_with_an_error_when_the_server_dies(model_store: Path) -> None:
+    with foreground(model_store) as (process, port):
         pids, _ = family(port)
         os.kill(pids[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=90)

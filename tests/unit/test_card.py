@@ -11,8 +11,17 @@ from typing import Any
 import pytest
 import yaml
 
-from handler.card import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, Architecture, CardError, ModelCard, check_labels
-from scripts.lib.model_folder import ModelFolder, read_json, read_model_folder, sha256_of, write_atomically
+from handler.card import (
+    ARCHITECTURES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Architecture,
+    CardError,
+    ModelCard,
+    check_labels,
+    sha256_of,
+)
+from scripts.lib.model_folder import ModelFolder, read_json, read_model_folder, write_atomically
 from tests.unit.conftest import LABELS, TINY, tiny_card, write_tiny_model
 
 KEYS = (

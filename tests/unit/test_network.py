@@ -14,9 +14,9 @@ from safetensors.torch import save, save_file
 from torch import nn
 from torchvision import models
 
-from handler.card import ARCHITECTURES, Architecture, CardError, ModelCard
+from handler.card import ARCHITECTURES, Architecture, CardError, ModelCard, sha256_of
 from handler.network import build_network, check_hash, fit_weights, load_network, read_weights
-from scripts.lib.model_folder import ModelFolder, sha256_of, write_model_folder
+from scripts.lib.model_folder import ModelFolder, write_model_folder
 from tests.unit.conftest import LABELS, tiny_card, tiny_state
 
 CPU = torch.device("cpu")

@@ -1,0 +1,42 @@
+"""Every picture mode and every fault of a picture, through the real server."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import requests
+import torch
+
+from handler.images import decode
+from handler.network import load_network
+from handler.preprocessing import Preprocessing
+from handler.topk import top_predictions
+from scripts.lib.model_folder import read_model_folder
+from scripts.lib.paths import BUNDLED
+from tests.e2e.conftest import Running
+from tests.pictures import Broken, Sample, broken, samples
+
+MODEL = read_model_folder(BUNDLED)
+NETWORK = load_network(MODEL.card, MODEL.weights, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("sample", samples(), ids=lambda s: s.name)
+def test_every_mode_is_answered_as_the_model_sees_it(server: Running, sample: Sample) -> None:
+    preprocessing = Preprocessing.of(MODEL.card)
+    array = preprocessing.to_array(decode(sample.data, 10**8))
+    with torch.inference_mode():
+        logits = NETWORK(preprocessing.to_tensor(array[None]))
+    ((expected,),) = top_predictions(logits, MODEL.labels, 1, MODEL.card.temperature)
+    answer = requests.put(server.predictions, data=sample.data, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["label"] == expected.label
+    assert answer.json()["probability"] == pytest.approx(expected.probability, abs=1e-4)
+
+
+@pytest.mark.parametrize("fault", broken(), ids=lambda f: f.name)
+def test_every_fault_is_named_and_harms_nobody(server: Running, fault: Broken) -> None:
+    answer = requests.put(server.predictions, data=fault.data, timeout=60)
+    error = answer.json()
+    assert (answer.status_code, error["code"], error["type"]) == (fault.status, fault.status, fault.type)
+    assert re.search(fault.message, error["message"]), error["message"]
