@@ -134,7 +134,7 @@ def test_stopping_ends_the_whole_family_and_removes_its_traces(tmp_path: Path) -
         while not started.children():
             pass
         family = [started, *started.children()]
-        stop_server(server, timeout=20)
+        stop_server(server, timeout=1)
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
     assert not temporary.exists()
     assert [p.name for p in server.folder.iterdir()] == ["server.log"]
