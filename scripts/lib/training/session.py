@@ -41,7 +41,6 @@ def train(args: argparse.Namespace) -> ModelFolder:
     Raises:
         CommandError, CardError: the data, the start weights or the flags don't fit together.
     """
-    started = time.monotonic()
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     if (out / "checkpoint.pt").exists() and not args.resume:
@@ -70,8 +69,9 @@ def train(args: argparse.Namespace) -> ModelFolder:
         _start_from(network, _start_file(args))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.train == "classifier":
+        start = time.monotonic()
         _train_last_layer(network, args, preprocessing, split, targets)
-        state = network.state_dict()
+        state, seconds = network.state_dict(), time.monotonic() - start
     else:
         teacher = _teacher_targets(args.teacher, split.train, labels) if args.teacher else None
         chosen = {f.name: getattr(args, f.name) for f in fields(Recipe) if f.name != "train_crop"}
@@ -80,6 +80,7 @@ def train(args: argparse.Namespace) -> ModelFolder:
         if args.resume:
             trainer.resume()
         state = trainer.run()
+        seconds = trainer.seconds
     network.load_state_dict(state)
     temperature, accuracy = _measure(network.eval().to(device), preprocessing, split, targets, device)
     card = replace(
@@ -89,13 +90,13 @@ def train(args: argparse.Namespace) -> ModelFolder:
         licence=args.licence,
         accuracy=accuracy,
         training={
-            "command": shlex.join(["python3", "scripts/train.py", *sys.argv[1:]]),
+            "command": shlex.join(["python3", "scripts/train.py", *(a for a in sys.argv[1:] if a != "--resume")]),
             "pictures": {"train": len(split.train), "validation": len(split.val), "test": len(split.test)},
             "classes": class_counts(split.train),
             "split_seed": args.seed,
             "start": args.start if args.start in ("none", "imagenet") else Path(args.start).name,
             "teacher": args.teacher.name if args.teacher else None,
-            "duration_s": round(time.monotonic() - started),
+            "duration_s": round(seconds),
             "parameters": sum(p.numel() for p in network.parameters()),
             "versions": {
                 "python": platform.python_version(),

@@ -162,6 +162,7 @@ class Trainer:
         ema = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
         self.epoch = 0
+        self.seconds = 0.0  # of training, over all sittings
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"top1": -1.0, "epoch": -1, "state": {}}
 
@@ -177,6 +178,7 @@ class Trainer:
             {
                 "recipe": {**asdict(self.recipe), "train_crop": list(self.recipe.train_crop)},
                 "epoch": self.epoch,
+                "seconds": self.seconds,
                 "network": self.network.state_dict(),
                 "average": self.average.state_dict(),
                 "projection": self.projection.state_dict() if self.projection else {},
@@ -205,7 +207,8 @@ class Trainer:
                 f"({state['recipe'].get(changed[0])}, now {recipe[changed[0]]}); "
                 "give the same flags to resume, or another --out to start anew"
             )
-        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.history, self.best = state["history"], state["best"]
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         if self.projection:
@@ -224,9 +227,10 @@ class Trainer:
             if top1 >= self.best["top1"]:
                 state = {k: v.clone() for k, v in self.average.module.state_dict().items()}
                 self.best = {"top1": top1, "epoch": self.epoch, "state": state}
+            took = time.monotonic() - start
+            self.seconds += took
             self.save()
             self._write_metrics()
-            took = time.monotonic() - start
             say(
                 f"epoch {self.epoch}/{self.recipe.epochs}: loss {loss:.3f}, validation top-1 {top1:.3f} "
                 f"(best {self.best['top1']:.3f}), {duration(took)}, "
