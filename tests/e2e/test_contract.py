@@ -30,7 +30,7 @@ def put(server: Running, body: bytes, **headers: str) -> requests.Response:
     return requests.put(server.predictions, data=body, headers=headers, timeout=TIMEOUT_S)
 
 
-def post_json(server: Running, data: object, route: str = "/predictions/densenet") -> requests.Response:
+def post_json(server: Running, data: Any, route: str = "/predictions/densenet") -> requests.Response:
     """A JSON body."""
     return requests.post(server.url + route, json=data, timeout=TIMEOUT_S)
 
