@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
 
     from scripts.lib.archive import ensure_archive
     from scripts.lib.server import check_start, default_workers, start_server, stop_server, wait_until_ready
-    from scripts.lib.serving import announce, wait_for_end
+    from scripts.lib.serving import announce, wait_for_end, warm_up
     from scripts.lib.weights import resolve_weights
 
     if not args.token and args.management_host not in ("127.0.0.1", "localhost", "::1"):
@@ -75,6 +75,7 @@ def main(args: argparse.Namespace) -> int:
     )
     try:
         wait_until_ready(server)
+        warm_up(server)
     except BaseException:
         stop_server(server)
         raise

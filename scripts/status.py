@@ -47,7 +47,9 @@ def main(args: argparse.Namespace) -> int:
     verdict = "READY" if status.ready else "NOT READY"
     say(f"{verdict}: {model}, version {status.version}, {status.ready} of {len(status.workers)} workers READY")
     for worker in status.workers:
-        say(f"  worker {worker.id}: {worker.status}, process {worker.pid}, {worker.memory / 1e6:.0f} MB")
+        # TorchServe measures the memory once a minute, and says 0 before
+        memory = f", {worker.memory / 1e6:.0f} MB" if worker.memory else ""
+        say(f"  worker {worker.id}: {worker.status}, process {worker.pid}{memory}")
     return 0 if status.ready else 1
 
 

@@ -23,9 +23,8 @@ from handler.network import load_network
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError
 from scripts.lib.model_folder import LABELS, WEIGHTS, ModelFolder, write_atomically
-from scripts.lib.paths import CONFIG, HANDLER, MODEL_STORE
+from scripts.lib.paths import CONFIG, HANDLER, MODEL_NAME, MODEL_STORE
 
-MODEL_NAME = "densenet"
 VERSION = "1.0"
 ENTRY = "densenet_handler.py"
 MODEL_CONFIG = "model-config.yaml"

@@ -8,8 +8,8 @@ from typing import Any
 
 import requests
 
-from scripts.lib.archive import MODEL_NAME
 from scripts.lib.console import CommandError
+from scripts.lib.paths import MODEL_NAME
 
 POLL_SECONDS = 0.2
 

@@ -1,4 +1,4 @@
-"""Where things are."""
+"""Where things are, and what the served model is called."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 """The checkout."""
 CONFIG = ROOT / "config"
 HANDLER = ROOT / "handler"
+MODEL_NAME = "densenet"
+"""The name under which the model is served and its archive is stored."""
 MODEL_STORE = ROOT / "model_store"
 BUNDLED = MODEL_STORE / "bundled"
 """The model that the repository carries."""

@@ -29,11 +29,10 @@ import psutil
 import requests
 
 from handler.hold import HEADER, PREFIX
-from scripts.lib.archive import MODEL_NAME
 from scripts.lib.console import CommandError
 from scripts.lib.management import POLL_SECONDS, Management, ModelStatus
 from scripts.lib.model_folder import json_bytes, write_atomically
-from scripts.lib.paths import CONFIG, RUN
+from scripts.lib.paths import CONFIG, MODEL_NAME, RUN
 
 LOOPBACK = "127.0.0.1"
 CGROUP = Path("/sys/fs/cgroup")

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
+import numpy as np
+from PIL import Image
+
+from scripts.lib.client import Client
 from scripts.lib.console import CommandError, say
 from scripts.lib.management import POLL_SECONDS
 from scripts.lib.model_folder import ModelFolder
-from scripts.lib.server import Server, stop_server
+from scripts.lib.server import Server, read_token, stop_server
+
+WARM_UP_REQUESTS = 10
+"""Pictures a worker."""
+
+
+def warm_up(server: Server) -> None:
+    """Send a few pictures through the whole server, so that a person's first request is as fast as the tenth.
+
+    The workers warmed up by themselves; this is for the Java in front of them.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", quality=90)
+    client = Client(server.url, read_token(server.folder, "inference") if server.token else None)
+    try:
+        with ThreadPoolExecutor(max_workers=server.workers) as pool:
+            list(pool.map(client.predict, [buffer.getvalue()] * (WARM_UP_REQUESTS * server.workers)))
+    finally:
+        client.close()
 
 
 def announce(server: Server, model: ModelFolder, took: str) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from scripts.lib import server as module
 from scripts.lib.console import CommandError
+from scripts.lib.paths import ROOT
 from scripts.lib.server import (
     Server,
     check_start,
@@ -199,3 +200,10 @@ def test_the_workers_own_error_is_found_in_the_log(tmp_path: Path) -> None:
     log.write_text(f"{PREFIX}Backend worker process died.\n", encoding="utf-8")
     os.utime(log, (1, 1))
     assert worker_error(log) == "the worker died without saying why"
+
+
+def test_a_health_check_is_cheap() -> None:
+    """``status.py`` runs every few seconds: without the packages that take seconds to load."""
+    code = "import sys, scripts.status, scripts.lib.server; print({'torch', 'numpy', 'PIL'} & {*sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

@@ -23,10 +23,11 @@ import torch
 
 from handler.card import ModelCard
 from handler.network import build_network, fit_weights, read_weights
-from scripts.lib.archive import MODEL_NAME, ensure_archive
+from scripts.lib.archive import ensure_archive
 from scripts.lib.console import CommandError
 from scripts.lib.management import Management, ModelStatus
 from scripts.lib.model_folder import LABELS, ModelFolder
+from scripts.lib.paths import MODEL_NAME
 from scripts.lib.server import (
     LOOPBACK,
     STOP_TIMEOUT,
