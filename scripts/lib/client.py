@@ -72,7 +72,7 @@ class Client:
             if response.ok:
                 answer: dict[str, Any] = response.json()
                 return answer
-            problem = f"{response.status_code}: {_message(response)}"
+            problem = f"{response.status_code}: {error_message(response)}"
             if response.status_code not in (429, 502, 503, 504):
                 break
         raise CommandError(problem)
@@ -121,7 +121,8 @@ def inference_token(port: int) -> str | None:
     return read_token(server.folder, "inference") if server and server.token else None
 
 
-def _message(response: requests.Response) -> str:
+def error_message(response: requests.Response) -> str:
+    """What an answer that isn't 2xx says: the message of TorchServe's error form, else its text or reason."""
     try:
         return str(response.json()["message"])
     except (ValueError, KeyError, TypeError):

@@ -87,6 +87,23 @@ def figures(logits: torch.Tensor, targets: torch.Tensor, labels: list[str]) -> d
     }
 
 
+def figures_by_source(
+    logits: torch.Tensor, targets: torch.Tensor, labels: list[str], sources: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """:func:`figures` of the pictures of each data folder, without those per class.
+
+    Args:
+        logits, targets, labels: as for :func:`figures`.
+        sources: the N names of the pictures' data folders.
+    """
+    found = {}
+    for source in sorted(set(sources)):
+        mask = torch.tensor([name == source for name in sources])  # (N,)
+        part = figures(logits[mask], targets[mask], labels)
+        found[source] = {key: part[key] for key in ("pictures", "top1", "top5", "ece")}
+    return found
+
+
 def evaluate(model: ModelFolder, pictures: Sequence[Picture], url: str | None = None) -> dict[str, Any]:
     """Figures of ``model`` on labelled pictures, computed here or by a running server.
 
@@ -115,17 +132,12 @@ def evaluate(model: ModelFolder, pictures: Sequence[Picture], url: str | None = 
         raise CommandError("none of the pictures got an answer; check them with scripts/predict.py")
     logits = torch.stack([row for _, row in kept])  # (N, C)
     targets = torch.tensor([index[picture.label] for picture, _ in kept])  # (N,)
-    sources = {}
-    for source in sorted({picture.source for picture, _ in kept}):
-        mask = torch.tensor([picture.source == source for picture, _ in kept])
-        part = figures(logits[mask], targets[mask], model.labels)
-        sources[source] = {key: part[key] for key in ("pictures", "top1", "top5", "ece")}
     best = logits.softmax(dim=1).max(dim=1)
     return {
         "model": model.card.name,
         "weights_sha256": model.card.weights_sha256,
         "total": figures(logits, targets, model.labels),
-        "sources": sources,
+        "sources": figures_by_source(logits, targets, model.labels, [picture.source for picture, _ in kept]),
         "failed": len(pictures) - len(kept),
         "predictions": [
             {

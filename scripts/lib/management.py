@@ -8,6 +8,7 @@ from typing import Any
 
 import requests
 
+from scripts.lib.client import error_message
 from scripts.lib.console import CommandError
 from scripts.lib.paths import MODEL_NAME
 
@@ -60,7 +61,9 @@ class Management:
                 f"no server answers at {self.url} ({type(error).__name__}); start one with: python3 scripts/serve.py"
             ) from error
         if not response.ok:
-            raise CommandError(f"{method} {address} was answered with {response.status_code}: {_message(response)}")
+            raise CommandError(
+                f"{method} {address} was answered with {response.status_code}: {error_message(response)}"
+            )
         return response.json()
 
     def status(self) -> ModelStatus:
@@ -119,10 +122,3 @@ class Management:
 
 class NotRunning(CommandError):
     """No server answers at the address."""
-
-
-def _message(response: requests.Response) -> str:
-    try:
-        return str(response.json()["message"])
-    except (ValueError, KeyError, TypeError):
-        return response.text.strip()[:200] or response.reason

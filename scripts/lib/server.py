@@ -13,7 +13,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -400,12 +399,7 @@ def stop_server(server: Server, timeout: float = STOP_TIMEOUT) -> None:
     """
     process = server.process()
     if process:
-        family = [process, *process.children(recursive=True)]
-        _signal(process, signal.SIGTERM)
-        _, alive = psutil.wait_procs(family, timeout=timeout)
-        for left in alive:
-            _signal(left, getattr(signal, "SIGKILL", signal.SIGTERM))
-        _, alive = psutil.wait_procs(alive, timeout=10)
+        alive = end_family(process, timeout)
         if alive:
             raise CommandError(f"process {alive[0].pid} of the server doesn't end; stop it by hand")
     clean_up(server.port)
@@ -423,9 +417,23 @@ def clean_up(port: int) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _signal(process: psutil.Process, number: int) -> None:
+def end_family(process: psutil.Process, timeout: float) -> list[psutil.Process]:
+    """End a server's process: ask it, wait ``timeout`` seconds for it and its workers, kill what is left.
+
+    Returns:
+        The processes that are alive even then.
+    """
+    try:
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
     with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
+        process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=timeout)
+    for left in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
+    return list(psutil.wait_procs(alive, timeout=10)[1])
 
 
 def _reachable(host: str) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import io
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +33,7 @@ from scripts.lib.server import (
     check_start,
     clean_up,
     default_workers,
+    end_family,
     run_folder,
     server_environment,
     start_server,
@@ -251,13 +250,7 @@ class Stock(_TorchServe):
     def stop(self) -> None:
         if self._process is None:
             return
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = [self._process, *self._process.children(recursive=True)]
-            self._process.send_signal(signal.SIGTERM)
-            _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT)
-            for left in alive:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    left.kill()
+        end_family(self._process, STOP_TIMEOUT)
         self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -20,7 +20,7 @@ from handler.card import ARCHITECTURES, Architecture, ModelCard
 from handler.network import build_network, fit_weights, load_network, read_weights
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError, say
-from scripts.lib.evaluation import figures, fit_temperature
+from scripts.lib.evaluation import figures, figures_by_source, fit_temperature
 from scripts.lib.model_folder import (
     ModelFolder,
     json_bytes,
@@ -190,10 +190,7 @@ def _measure(
         logits, wanted = logits_of(split.test, "testing")
         logits = logits / temperature
         accuracy = {"test": figures(logits, wanted, labels)}
-        sources = sorted({p.source for p in split.test})
-        for source in sources if len(sources) > 1 else []:
-            mask = torch.tensor([p.source == source for p in split.test])
-            accuracy[source] = {
-                k: v for k, v in figures(logits[mask], wanted[mask], labels).items() if k != "per_class"
-            }
+        sources = [p.source for p in split.test]
+        if len(set(sources)) > 1:
+            accuracy |= figures_by_source(logits, wanted, labels, sources)
     return temperature, accuracy
