@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure a model on labelled pictures: top-1, top-5, per-class accuracy, calibration.
+"""Measure a model on labelled pictures: top-1, top-5, per-class accuracy, calibration, confusion matrix.
 
     python3 scripts/evaluate.py pets/ --weights runs/pets
     python3 scripts/evaluate.py pets/ --url http://127.0.0.1:5000 --weights runs/pets
@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--arch", default="densenet121", choices=ARCHITECTURES, help="of --weights imagenet")
     add("--url", metavar="URL", help="ask this server instead of running the model here")
     add("--json", type=Path, metavar="FILE", help="write all figures and every prediction as JSON")
+    add("--report", type=Path, metavar="FILE", help="write a page to look at: figures, matrix, mistakes (HTML)")
     return parser
 
 
@@ -45,18 +46,23 @@ def main(args: argparse.Namespace) -> int:
 
     model = resolve_weights(args.weights, args.arch)
     pictures = find_pictures(args.data, read_json(args.labels) if args.labels else None)
-    report = evaluate(model, pictures, args.url)
-    total = report["total"]
+    evaluation = evaluate(model, pictures, args.url)
+    total = evaluation.total()
     for label, figure in sorted(total["per_class"].items(), key=lambda item: float(item[1]["top1"])):
         say(f"  {figure['top1']:.3f}  {label} ({figure['pictures']} pictures)")
-    for source, figure in report["sources"].items():
+    for source, figure in evaluation.sources().items():
         say(f"{source}: top-1 {figure['top1']:.4f}, top-5 {figure['top5']:.4f}, {figure['pictures']} pictures")
+    low, high = total["top1_95"]
     say(
-        f"{model.card.name}: top-1 {total['top1']:.4f}, top-5 {total['top5']:.4f}, ECE {total['ece']:.4f}, "
-        f"{total['pictures']} pictures, {report['failed']} failed"
+        f"{model.card.name}: top-1 {total['top1']:.4f} (95 %: {low:.4f} to {high:.4f}), top-5 {total['top5']:.4f}, "
+        f"ECE {total['ece']:.4f}, {total['pictures']} pictures, {evaluation.failed} failed"
     )
     if args.json:
-        write_atomically(args.json, json_bytes(report))
+        write_atomically(args.json, json_bytes(evaluation.to_dict()))
+    if args.report:
+        from scripts.lib.reporting.page import write_report
+
+        write_report(args.report, evaluation)
     return 0
 
 

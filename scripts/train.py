@@ -5,8 +5,8 @@
     python3 scripts/serve.py --weights runs/pets
 
 DATA is a folder with one folder of pictures per class, or CLASS=FOLDER (all pictures below FOLDER
-are of that class); several are put together. The result is a folder with weights, labels, card
-and metrics that serve.py and build_archive.py take as --weights.
+are of that class); several are put together. The result is a folder with weights, labels, card,
+metrics and a report to look at (report.html); serve.py and build_archive.py take it as --weights.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("data", nargs="+", metavar="DATA", help="folder with a folder per class, or CLASS=FOLDER")
+    add("data", nargs="*", metavar="DATA", help="folder with a folder per class, or CLASS=FOLDER")
+    add("--dataset", choices=["oxford-pets"], help="a public data set, downloaded once: Oxford-IIIT Pet, 800 MB")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the model goes")
     add("--labels", type=Path, metavar="FILE", help="JSON, class folder to label (default: the folder's name)")
     add("--name", help="the model's name on its card (default: the name of --out)")
@@ -80,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--train-crop", type=_pair, metavar="PX[-PX]", help="training crop, or from-to over the epochs (default crop)"
     )
     how.add_argument("--min-scale", type=float, default=0.3, metavar="X", help="least area a crop keeps (default 0.3)")
+    how.add_argument(
+        "--balance", type=float, default=0.0, metavar="X", help="0: every picture as often; 1: every class (default 0)"
+    )
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of split, order and augmentation (default 0)")
     how.add_argument("--val", type=float, default=0.1, metavar="X", help="share for validation (default 0.1)")
     how.add_argument("--test", type=float, default=0.1, metavar="X", help="share for the final test (default 0.1)")
@@ -89,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     teach.add_argument("--distill-temperature", type=float, default=2, metavar="T", help="default 2")
     teach.add_argument("--feature-weight", type=float, default=2, metavar="X", help="weight of its features, default 2")
     card = parser.add_argument_group("card")
-    card.add_argument("--dataset", default="", metavar="TEXT", help="what the pictures are, for the card")
+    card.add_argument("--about", default="", metavar="TEXT", help="what the pictures are, for the card")
     card.add_argument("--licence", default="", metavar="TEXT", help="terms of the weights, for the card")
     return parser
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from handler.card import ModelCard
 from handler.errors import RequestError
 from handler.images import decode
 from handler.network import load_network
@@ -33,9 +37,12 @@ def expected_calibration_error(probabilities: torch.Tensor, targets: torch.Tenso
     """
     confidence, predicted = probabilities.max(dim=1)  # (N,), (N,)
     right = (predicted == targets).float()  # (N,)
-    bins = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)  # (N,)
-    gap = torch.zeros(CALIBRATION_BINS).index_add(0, bins, confidence - right)
+    gap = torch.zeros(CALIBRATION_BINS).index_add(0, _bin_of(confidence), confidence - right)
     return float(gap.abs().sum() / len(targets))
+
+
+def _bin_of(confidence: torch.Tensor) -> torch.Tensor:
+    return (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
 
 
 def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
@@ -60,8 +67,52 @@ def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
     return float(log_t.detach().exp().nan_to_num(1.0).clamp(0.25, 4.0))
 
 
-def figures(logits: torch.Tensor, targets: torch.Tensor, labels: list[str]) -> dict[str, Any]:
-    """Top-1 and top-5 accuracy, ECE, and accuracy per class, each 0 to 1.
+def wilson_interval(hits: int, total: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share (Wilson, "Probable Inference", 1927), 0 to 1.
+
+    Args:
+        hits: how many of ``total``.
+        total: at least 1.
+    """
+    z = 1.959964
+    share = hits / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def calibration_bins(probabilities: torch.Tensor, targets: torch.Tensor) -> list[dict[str, float]]:
+    """Confidence and accuracy in each of the 15 bins that hold pictures, as a reliability diagram shows them.
+
+    Args:
+        probabilities: (N, C), rows sum to 1.
+        targets: (N,) class indices.
+
+    Returns:
+        For each bin that isn't empty ``from`` and ``to`` (of the top probability), ``pictures``,
+        mean ``confidence`` and ``accuracy``.
+    """
+    confidence, predicted = probabilities.max(dim=1)  # (N,), (N,)
+    right = (predicted == targets).double()  # (N,)
+    bins = _bin_of(confidence)  # (N,)
+    found = []
+    for index in range(CALIBRATION_BINS):
+        mask = bins == index
+        if mask.any():
+            found.append(
+                {
+                    "from": round(index / CALIBRATION_BINS, 4),
+                    "to": round((index + 1) / CALIBRATION_BINS, 4),
+                    "pictures": int(mask.sum()),
+                    "confidence": round(float(confidence[mask].double().mean()), 4),
+                    "accuracy": round(float(right[mask].mean()), 4),
+                }
+            )
+    return found
+
+
+def figures(logits: torch.Tensor, targets: torch.Tensor, labels: Sequence[str]) -> dict[str, Any]:
+    """Top-1 (with its 95 % interval) and top-5 accuracy, ECE, and accuracy per class, each 0 to 1.
 
     Args:
         logits: (N, C), already divided by the temperature.
@@ -78,43 +129,87 @@ def figures(logits: torch.Tensor, targets: torch.Tensor, labels: list[str]) -> d
             "pictures": int(of_class.sum()),
             "top1": round(float(hits[of_class, 0].float().mean()), 4),
         }
+    low, high = wilson_interval(int(hits[:, 0].sum()), len(targets))
     return {
         "pictures": len(targets),
         "top1": round(float(hits[:, 0].float().mean()), 4),
+        "top1_95": [round(low, 4), round(high, 4)],
         "top5": round(float(hits.any(dim=1).float().mean()), 4),
         "ece": round(expected_calibration_error(probabilities, targets), 4),
         "per_class": per_class,
     }
 
 
-def figures_by_source(
-    logits: torch.Tensor, targets: torch.Tensor, labels: list[str], sources: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """:func:`figures` of the pictures of each data folder, without those per class.
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's answers on labelled pictures.
 
-    Args:
-        logits, targets, labels: as for :func:`figures`.
-        sources: the N names of the pictures' data folders.
+    ``pictures``: the N that got an answer. ``logits``: (N, C), already divided by the temperature.
+    ``targets``: (N,) class indices. ``failed``: how many pictures got none (they count for nothing).
     """
-    found = {}
-    for source in sorted(set(sources)):
-        mask = torch.tensor([name == source for name in sources])  # (N,)
-        part = figures(logits[mask], targets[mask], labels)
-        found[source] = {key: part[key] for key in ("pictures", "top1", "top5", "ece")}
-    return found
+
+    card: ModelCard
+    labels: Sequence[str]
+    pictures: Sequence[Picture]
+    logits: torch.Tensor
+    targets: torch.Tensor
+    failed: int = 0
+
+    def total(self) -> dict[str, Any]:
+        """:func:`figures` of all pictures."""
+        return figures(self.logits, self.targets, self.labels)
+
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """:func:`figures` of the pictures of each data folder, without those per class."""
+        found = {}
+        for source in sorted({p.source for p in self.pictures}):
+            mask = torch.tensor([p.source == source for p in self.pictures])  # (N,)
+            part = figures(self.logits[mask], self.targets[mask], self.labels)
+            found[source] = {key: value for key, value in part.items() if key != "per_class"}
+        return found
+
+    def confusion(self) -> list[dict[str, Any]]:
+        """The cells of the confusion matrix that aren't empty: ``label``, ``predicted``, ``pictures``, most first."""
+        counts = Counter(zip(self.targets.tolist(), self.logits.argmax(dim=1).tolist()))
+        return [
+            {"label": self.labels[label], "predicted": self.labels[predicted], "pictures": pictures}
+            for (label, predicted), pictures in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        ]
+
+    def predictions(self) -> list[dict[str, Any]]:
+        """Each picture's ``path``, ``label``, ``predicted`` label and its ``probability``."""
+        best = self.logits.softmax(dim=1).max(dim=1)
+        return [
+            {
+                "path": str(picture.path),
+                "label": picture.label,
+                "predicted": self.labels[index],
+                "probability": round(probability, 6),
+            }
+            for picture, index, probability in zip(self.pictures, best.indices.tolist(), best.values.tolist())
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for a JSON file."""
+        return {
+            "model": self.card.name,
+            "weights_sha256": self.card.weights_sha256,
+            "total": self.total(),
+            "sources": self.sources(),
+            "calibration": calibration_bins(self.logits.softmax(dim=1), self.targets),
+            "confusion": self.confusion(),
+            "failed": self.failed,
+            "predictions": self.predictions(),
+        }
 
 
-def evaluate(model: ModelFolder, pictures: Sequence[Picture], url: str | None = None) -> dict[str, Any]:
-    """Figures of ``model`` on labelled pictures, computed here or by a running server.
+def evaluate(model: ModelFolder, pictures: Sequence[Picture], url: str | None = None) -> Evaluation:
+    """The answers of ``model`` on labelled pictures, computed here or by a running server.
 
     Args:
         model: the model.
         pictures: labelled with the model's labels.
         url: inference address of a server that serves this very model; None to run it here.
-
-    Returns:
-        ``total`` and, for each data folder, ``sources`` as :func:`figures` gives them; every
-        picture's ``predictions``; and how many pictures ``failed`` (and count for nothing).
 
     Raises:
         CommandError: a label is unknown to the model, or every picture failed.
@@ -130,25 +225,14 @@ def evaluate(model: ModelFolder, pictures: Sequence[Picture], url: str | None = 
     kept = [(picture, row) for picture, row in zip(pictures, rows) if row is not None]
     if not kept:
         raise CommandError("none of the pictures got an answer; check them with scripts/predict.py")
-    logits = torch.stack([row for _, row in kept])  # (N, C)
-    targets = torch.tensor([index[picture.label] for picture, _ in kept])  # (N,)
-    best = logits.softmax(dim=1).max(dim=1)
-    return {
-        "model": model.card.name,
-        "weights_sha256": model.card.weights_sha256,
-        "total": figures(logits, targets, model.labels),
-        "sources": figures_by_source(logits, targets, model.labels, [picture.source for picture, _ in kept]),
-        "failed": len(pictures) - len(kept),
-        "predictions": [
-            {
-                "path": str(picture.path),
-                "label": picture.label,
-                "predicted": model.labels[best_index],
-                "probability": round(probability, 6),
-            }
-            for (picture, _), best_index, probability in zip(kept, best.indices.tolist(), best.values.tolist())
-        ],
-    }
+    return Evaluation(
+        card=model.card,
+        labels=model.labels,
+        pictures=[picture for picture, _ in kept],
+        logits=torch.stack([row for _, row in kept]),
+        targets=torch.tensor([index[picture.label] for picture, _ in kept]),
+        failed=len(pictures) - len(kept),
+    )
 
 
 def _in_process(model: ModelFolder, pictures: Sequence[Picture]) -> list[torch.Tensor | None]:

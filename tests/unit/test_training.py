@@ -23,16 +23,26 @@ from scripts.lib.console import CommandError
 from scripts.lib.model_folder import CARD, read_model_folder
 from scripts.lib.training import session
 from scripts.lib.training.dataset import (
+    OXFORD_PETS,
     Picture,
     Split,
     check_pictures,
     class_counts,
     find_pictures,
     near_duplicate_groups,
+    oxford_pets,
     split_pictures,
 )
+from scripts.lib.training.distillation import TeacherMaps, teacher_maps
 from scripts.lib.training.features import backbone_digest, cached_features
-from scripts.lib.training.trainer import Recipe, Trainer, predict_logits, train_classifier
+from scripts.lib.training.trainer import (
+    AugmentedPictures,
+    Recipe,
+    Trainer,
+    epoch_order,
+    predict_logits,
+    train_classifier,
+)
 from tests.scenes import write_scenes
 
 CPU = torch.device("cpu")
@@ -52,6 +62,7 @@ RECIPE = Recipe(
     distill=0.5,
     distill_temperature=2,
     feature_weight=1,
+    balance=0.5,
 )
 
 
@@ -121,6 +132,51 @@ def test_wrong_folders_are_named(scenes: Path, tmp_path: Path, damage: Callable[
 def test_a_class_without_a_label_is_named(scenes: Path) -> None:
     with pytest.raises(CommandError, match=r"no label for the class folder .*grace_hopper"):
         find_pictures([str(scenes)], {"flower": "f", "chelsea": "c"})
+
+
+def write_pets(root: Path, scenes: Path) -> None:
+    """A small Oxford-IIIT Pet as torchvision leaves it: pictures in one folder, classes in two lists."""
+    images, annotations = root / OXFORD_PETS.folder / "images", root / OXFORD_PETS.folder / "annotations"
+    images.mkdir(parents=True)
+    annotations.mkdir()
+    lines: dict[str, list[str]] = {"trainval": [], "test": []}
+    for target, (name, folder) in enumerate((("Maine_Coon", "chelsea"), ("pug", "grace_hopper")), 1):
+        for number, file in enumerate(sorted((scenes / folder).iterdir())):
+            with Image.open(file) as picture:
+                picture.save(images / f"{name}_{number}.jpg")
+            lines["trainval" if number % 2 else "test"].append(f"{name}_{number} {target} {target} 1")
+    for part, text in lines.items():
+        (annotations / f"{part}.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def test_oxford_pets_come_with_their_labels(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pets(tmp_path / "datasets", scenes)
+    pets = oxford_pets(tmp_path / "datasets")
+    assert class_counts(pets) == {"Maine Coon": 24, "Pug": 24}
+    assert {p.source for p in pets} == {"oxford-pets"}
+    labelled = oxford_pets(tmp_path / "datasets", {"Maine_Coon": "cat", "pug": "dog"})
+    assert class_counts(labelled) == {"cat": 24, "dog": 24}
+    with pytest.raises(CommandError, match="no label for the class pug of Oxford-IIIT Pet"):
+        oxford_pets(tmp_path / "datasets", {"Maine_Coon": "cat"})
+
+    monkeypatch.setattr(session, "CACHE", tmp_path)
+    out = run_train("--dataset", "oxford-pets", "--out", str(tmp_path / "out"), *FAST, "--epochs", "1")
+    card = read_model_folder(out).card
+    assert card.dataset == "Oxford-IIIT Pet (CC BY-SA 4.0)"
+    assert card.num_classes == 2
+
+
+def test_oxford_pets_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import OxfordIIITPet
+
+    monkeypatch.setattr(OxfordIIITPet, "_RESOURCES", (("http://127.0.0.1:9/images.tar.gz", "0" * 32),))
+    with pytest.raises(CommandError, match=r"Oxford-IIIT Pet can't be downloaded: .*refused.*; give the pictures"):
+        oxford_pets(tmp_path)
+
+
+def test_a_command_without_pictures(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"no pictures: give a folder .* or --dataset oxford-pets"):
+        run_train("--out", str(tmp_path / "out"))
 
 
 def test_a_broken_picture_is_left_out_and_named(
@@ -203,9 +259,92 @@ def test_rate_rises_linearly_then_falls_to_zero() -> None:
     assert recipe.rate_at(10) == pytest.approx(0, abs=1e-12)
 
 
-def test_training_crop_grows_in_steps_of_16() -> None:
-    recipe = replace(RECIPE, epochs=5, train_crop=(64, 128))
-    assert [recipe.crop_at(epoch) for epoch in range(5)] == [64, 80, 96, 112, 128]
+@pytest.mark.parametrize(
+    ("first_and_last", "crops"),
+    [
+        ((64, 128), [64, 64, 96, 128, 128]),
+        ((80, 112), [80, 96, 96, 96, 112]),
+        ((48, 48), [48] * 5),
+    ],
+)
+def test_training_crop_grows_in_steps_of_32(first_and_last: tuple[int, int], crops: list[int]) -> None:
+    recipe = replace(RECIPE, epochs=5, train_crop=first_and_last)
+    assert [recipe.crop_at(epoch) for epoch in range(5)] == crops
+
+
+@pytest.mark.parametrize(("balance", "shown"), [(0, [400, 100, 16]), (0.5, [304, 151, 61]), (1, [172, 172, 172])])
+def test_classes_are_balanced(balance: float, shown: list[int]) -> None:
+    targets = np.repeat([0, 1, 2], [400, 100, 16])
+    order = epoch_order(targets, balance, seed=3, epoch=1)
+    assert len(order) == len(targets)
+    assert np.bincount(targets[order]) == pytest.approx(shown, abs=1)
+    for target in range(3):
+        times = np.bincount(order, minlength=len(targets))[targets == target]
+        assert times.max() - times.min() <= 1
+    assert not np.array_equal(order, epoch_order(targets, balance, seed=3, epoch=2))
+    assert np.array_equal(order, epoch_order(targets, balance, seed=3, epoch=1))
+
+
+def test_a_view_says_what_it_shows(tmp_path: Path) -> None:
+    # red tells the column, green the row: the view's corners must be where its box says
+    columns, rows = np.meshgrid(np.arange(200), np.arange(100))
+    gradient = np.stack([columns, rows * 2, np.zeros_like(rows)], axis=2).astype(np.uint8)
+    Image.fromarray(gradient).save(tmp_path / "gradient.png")
+    picture = Picture(tmp_path / "gradient.png", "a", "b")
+    views = AugmentedPictures([picture], np.zeros(20, dtype=int), replace(RECIPE, min_scale=0.2), 0)
+    views.colour = lambda image: image
+    mirrored = 0
+    for number in range(20):
+        array, index, box = views[number]
+        assert index == 0
+        left, top, right, bottom = box.tolist()
+        mirrored += left > right
+        inset = 0.5 / array.shape[0]  # pixels are read at their middle
+        for x, y, column, row in ((inset, inset, 0, 0), (1 - inset, 1 - inset, -1, -1)):
+            red, green, _ = array[row, column].tolist()
+            assert red == pytest.approx((left + (right - left) * x) * 200 - 0.5, abs=2)
+            assert green == pytest.approx(((top + (bottom - top) * y) * 100 - 0.5) * 2, abs=3)
+    assert 0 < mirrored < 20
+    assert not torch.equal(views[0][0], views[1][0])
+
+
+# --- distillation ----------------------------------------------------------------------------------
+
+
+def test_teacher_targets_of_a_crop_are_those_below_it() -> None:
+    # features tell the place: column in the first channel, row in the second
+    places = torch.arange(8, dtype=torch.float16)
+    features = torch.stack([places[None, :].expand(8, 8), places[:, None].expand(8, 8)])[None]  # (1, 2, 8, 8)
+    maps = TeacherMaps(features, features * 10)
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.5, 0.0, 1.0, 0.5], [1.0, 0.5, 0.5, 1.0]])
+    targets, logits = maps.crops(torch.zeros(3, dtype=torch.long), boxes, 2)
+    assert targets.shape == (3, 2, 2, 2)
+    whole, corner, mirrored = targets
+    assert whole[0].tolist() == [[1.5, 5.5]] * 2  # left and right half: means of 0 to 3 and of 4 to 7
+    assert corner[0].tolist() == [[4.5, 6.5]] * 2
+    assert corner[1].tolist() == [[0.5, 0.5], [2.5, 2.5]]
+    assert mirrored[0].tolist() == [[6.5, 4.5]] * 2
+    assert mirrored[1].tolist() == [[4.5, 4.5], [6.5, 6.5]]
+    assert logits[1].tolist() == [55.0, 15.0]
+    assert maps.whole().tolist() == [[35.0, 35.0]]
+
+
+def test_teacher_maps_are_computed_once_and_keep_the_answer(
+    pictures: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = build_network(TINY, 3).eval()
+    some = pictures[::6]
+    first = teacher_maps(network, PREPROCESSING, some, tmp_path)
+    # all components are kept of so few features: the reduced map gives the network's own logits
+    squares = [np.array(Image.open(p.path).resize((48, 48), Image.Resampling.BILINEAR)) for p in some]
+    with torch.inference_mode():
+        logits = network(PREPROCESSING.to_tensor(np.stack(squares)))
+    assert torch.allclose(first.whole(), logits, atol=0.05)
+    monkeypatch.setattr("scripts.lib.training.distillation.DataLoader", None)  # a call would fail
+    second = teacher_maps(network, PREPROCESSING, list(reversed(some)), tmp_path)
+    assert torch.equal(first.features, second.features.flip(0))
+    assert torch.equal(first.logits, second.logits.flip(0))
 
 
 # --- epochs ----------------------------------------------------------------------------------------
@@ -220,8 +359,9 @@ def trainer(split: Split, folder: Path, recipe: Recipe = RECIPE, teach: bool = F
     if teach:
         generator = torch.Generator().manual_seed(1)
         wanted = torch.tensor([targets[p.label] for p in split.train])
-        logits = torch.nn.functional.one_hot(wanted, len(targets)).float() * 4  # a teacher that is right
-        teacher = logits, torch.rand(len(split.train), 5, generator=generator)
+        logits = torch.nn.functional.one_hot(wanted, len(targets)).half() * 4  # a teacher that is right
+        features = torch.rand(len(split.train), 5, 3, 3, generator=generator).half()
+        teacher = TeacherMaps(features, logits[:, :, None, None].expand(-1, -1, 3, 3))
     network = build_network(TINY, len(targets))
     return Trainer(network, PREPROCESSING, split.train, split.val, targets, recipe, folder, teacher)
 
@@ -256,7 +396,10 @@ def test_a_resumed_training_is_the_uninterrupted_one(
         list(csv.DictReader((tmp_path / folder / "metrics.csv").read_text(encoding="utf-8").splitlines()))
         for folder in ("straight", "broken")
     ]
+    for row in rows[0] + rows[1]:
+        assert float(row.pop("seconds")) > 0
     assert rows[0] == rows[1]
+    assert [row["crop"] for row in rows[0]] == ["32", "32", "48"]
     assert [row["epoch"] for row in rows[0]] == ["1", "2", "3"]
 
 
@@ -296,9 +439,19 @@ def test_a_linear_classifier_separates_what_is_separable() -> None:
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(300) % 3
     features = torch.randn(300, 6, generator=generator) + 3 * torch.nn.functional.one_hot(targets, 6)
-    classifier = train_classifier(features * 50 + 7, targets, 3, steps=150)
+    classifier, history = train_classifier(features * 50 + 7, targets, 3, steps=150)
     right = classifier(features * 50 + 7).argmax(dim=1) == targets
     assert right.float().mean() > 0.9
+    assert [row["epoch"] for row in history] == list(range(1, 11))
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_classifier_follows_a_teacher_against_the_labels() -> None:
+    targets = torch.arange(300) % 3
+    features = torch.eye(3)[targets] + 0.01
+    teacher = torch.eye(3)[(targets + 1) % 3] * 20  # says the next class, surely
+    classifier, _ = train_classifier(features, targets, 3, teacher=teacher, distill=0.9, steps=100)
+    assert torch.equal(classifier(features).argmax(dim=1), (targets + 1) % 3)
 
 
 # --- the command -----------------------------------------------------------------------------------
@@ -322,7 +475,7 @@ def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_train(
         str(scenes),
         *("--out", str(out), *FAST, "--epochs", "10", "--ema", "0.9", "--test", "0.25", "--half"),
-        *("--dataset", "views of three photographs", "--licence", "none"),
+        *("--about", "views of three photographs", "--licence", "none"),
     )
 
 
@@ -337,7 +490,8 @@ def test_training_beats_chance_by_far_and_leaves_a_model(trained: Path) -> None:
     assert card.training["start"] == "none"
     assert 0.25 <= card.temperature <= 4
     assert {p.name for p in trained.iterdir()} == {
-        *("weights.safetensors", "index_to_name.json", "card.json", "metrics.csv", "checkpoint.pt", "pictures.json")
+        *("weights.safetensors", "index_to_name.json", "card.json", "metrics.csv", "checkpoint.pt", "pictures.json"),
+        "report.html",
     }
 
 
@@ -355,6 +509,9 @@ def test_classifier_on_the_features_of_another_model(
     card = read_model_folder(out).card
     assert card.accuracy["test"]["top1"] >= 0.75
     assert card.training["start"] == "weights.safetensors"
+    metrics = list(csv.DictReader((out / "metrics.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(metrics) == 10
+    assert float(metrics[-1]["val_top1"]) > 0.5
     assert tmp_path != paths.CACHE
 
 
@@ -364,6 +521,19 @@ def test_a_teacher_is_followed(trained: Path, scenes: Path, tmp_path: Path, monk
         *(str(scenes), "--out", str(tmp_path / "out"), *FAST, "--epochs", "1", "--teacher", str(trained)),
     )
     assert json.loads((out / CARD).read_text(encoding="utf-8"))["training"]["teacher"] == "views"
+
+
+def test_a_classifier_takes_a_teacher(
+    trained: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "CACHE", tmp_path / "cache")
+    out = run_train(
+        *(str(scenes), "--out", str(tmp_path / "out"), *FAST, "--teacher", str(trained), "--train", "classifier"),
+        *("--start", str(trained / "weights.safetensors"), "--test", "0.25"),
+    )
+    card = read_model_folder(out).card
+    assert card.training["teacher"] == "views"
+    assert card.accuracy["test"]["top1"] >= 0.75
 
 
 def test_a_teacher_of_other_classes_is_refused(trained: Path, scenes: Path, tmp_path: Path) -> None:

@@ -85,6 +85,48 @@ def find_pictures(sources: Sequence[str], labels: Mapping[str, str] | None = Non
     return pictures
 
 
+@dataclass(frozen=True)
+class PublicDataset:
+    """A public data set: ``name`` on the command line, ``folder`` under the cache, ``about`` for the card."""
+
+    name: str
+    folder: str
+    about: str
+
+
+OXFORD_PETS = PublicDataset("oxford-pets", "oxford-iiit-pet", "Oxford-IIIT Pet (CC BY-SA 4.0)")
+
+
+def oxford_pets(cache: Path, labels: Mapping[str, str] | None = None) -> list[Picture]:
+    """The 7,349 pictures of Oxford-IIIT Pet, both of its parts, downloaded by torchvision at the first call.
+
+    Args:
+        cache: the data set goes into a folder below it.
+        labels: class as in the file names (``great_pyrenees``) → label; without it torchvision's names.
+
+    Raises:
+        CommandError: it can't be downloaded, or ``labels`` lacks a class.
+    """
+    from torchvision.datasets import OxfordIIITPet
+
+    pictures: list[Picture] = []
+    for part in ("trainval", "test"):
+        try:
+            found = OxfordIIITPet(str(cache), split=part, download=True)
+        except (OSError, RuntimeError) as error:  # no network, a wrong MD5, an archive that is cut off
+            raise CommandError(
+                f"Oxford-IIIT Pet can't be downloaded: {error}; give the pictures as a folder instead, "
+                f"or unpack images.tar.gz and annotations.tar.gz of the data set in {cache / OXFORD_PETS.folder}"
+            ) from error
+        for file, target in zip(found._images, found._labels):
+            name = file.stem.rpartition("_")[0]
+            if labels is not None and name not in labels:
+                raise CommandError(f"the labels file has no label for the class {name} of Oxford-IIIT Pet; add it")
+            label = found.classes[target] if labels is None else labels[name]
+            pictures.append(Picture(file, label, OXFORD_PETS.name))
+    return pictures
+
+
 def check_pictures(pictures: Sequence[Picture]) -> list[Picture]:
     """Decode every picture once; return those that decode, with digest and hash.
 

@@ -21,19 +21,33 @@ from scripts.lib.training.dataset import MAX_PIXELS, Picture
 CHUNK = 1024
 
 
-def features_and_logits(network: DenseNet, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What DenseNet.forward computes, with the pooled features on the way.
+def autocast_type(device: torch.device) -> torch.dtype:
+    """The fastest type for training on ``device``: bfloat16 or float16 where the processor computes in it."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    can = torch.cpu.get_capabilities()
+    return torch.bfloat16 if can.get("amx_bf16") or can.get("avx512_bf16") or can.get("arm_bf16") else torch.float32
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision in :func:`autocast_type`; nothing where that is float32."""
+    dtype = autocast_type(device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def maps_and_logits(network: DenseNet, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What DenseNet.forward computes, with the last feature maps on the way.
 
     Args:
         network: the network.
         images: (N, 3, H, W) normalised.
 
     Returns:
-        Pooled features (N, F), at least 0, and logits (N, classes).
+        Feature maps (N, F, H / 32, W / 32), at least 0, and logits (N, classes).
     """
     maps = F.relu(network.features(images), inplace=True)  # (N, F, h, w)
     pooled = F.adaptive_avg_pool2d(maps, (1, 1)).flatten(1)  # (N, F)
-    return pooled, network.classifier(pooled)  # (N, classes)
+    return maps, network.classifier(pooled)  # (N, classes)
 
 
 class ExactPictures(Dataset[torch.Tensor]):
@@ -64,7 +78,7 @@ def backbone_digest(network: DenseNet) -> str:
     for name, tensor in sorted(network.features.state_dict().items()):
         if not name.endswith("num_batches_tracked"):
             digest.update(name.encode())
-            digest.update(tensor.detach().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -91,12 +105,13 @@ def cached_features(
     for start in range(0, len(missing), CHUNK):
         part = missing[start : start + CHUNK]
         rows = []
+        device = next(network.parameters()).device
         with torch.inference_mode():
             for images in exact_batches([p.path for p in part], preprocessing):
-                with torch.autocast("cpu", torch.bfloat16):
-                    pooled, _ = features_and_logits(network, images)
-                rows.append(pooled.float().numpy().astype(np.float16))
-                progress.advance(len(pooled))
+                with autocast(device):
+                    maps, _ = maps_and_logits(network, images.to(device))
+                rows.append(maps.float().mean(dim=(2, 3)).cpu().numpy().astype(np.float16))
+                progress.advance(len(maps))
         features = np.concatenate(rows)  # (n, F)
         digests = np.array([p.digest for p in part])
         temporary = folder / f"{os.getpid()}.part"

@@ -10,17 +10,18 @@ import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
+from torch import nn
 from torchvision.models.densenet import DenseNet
 
 from handler.card import ARCHITECTURES, Architecture, ModelCard
 from handler.network import build_network, fit_weights, load_network, read_weights
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError, say
-from scripts.lib.evaluation import figures, figures_by_source, fit_temperature
+from scripts.lib.evaluation import Evaluation, fit_temperature
 from scripts.lib.model_folder import (
     ModelFolder,
     json_bytes,
@@ -30,9 +31,22 @@ from scripts.lib.model_folder import (
     write_model_folder,
 )
 from scripts.lib.paths import CACHE
-from scripts.lib.training.dataset import Picture, Split, check_pictures, class_counts, find_pictures, split_pictures
+from scripts.lib.reporting.page import write_report
+from scripts.lib.training.dataset import (
+    OXFORD_PETS,
+    Picture,
+    Split,
+    check_pictures,
+    class_counts,
+    find_pictures,
+    oxford_pets,
+    split_pictures,
+)
+from scripts.lib.training.distillation import TeacherMaps, teacher_maps
 from scripts.lib.training.features import cached_features
-from scripts.lib.training.trainer import Recipe, Trainer, predict_logits, train_classifier
+from scripts.lib.training.trainer import Recipe, Trainer, predict_logits, train_classifier, write_metrics
+
+REPORT = "report.html"
 
 
 def train(args: argparse.Namespace) -> ModelFolder:
@@ -46,7 +60,7 @@ def train(args: argparse.Namespace) -> ModelFolder:
     if (out / "checkpoint.pt").exists() and not args.resume:
         raise CommandError(f"{out} holds a training already; continue it with --resume, or choose another --out")
     mapping = read_json(args.labels) if args.labels else None
-    pictures = _checked(args, find_pictures(args.data, mapping), out)
+    pictures = _checked(args, _found(args, mapping), out)
     split = split_pictures(pictures, args.val, args.test, args.seed)
     labels = sorted({p.label for p in pictures})
     targets = {label: index for index, label in enumerate(labels)}
@@ -68,27 +82,25 @@ def train(args: argparse.Namespace) -> ModelFolder:
     if args.start != "none":
         _start_from(network, _start_file(args))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = _teacher_maps(args.teacher, split.train, labels, device) if args.teacher else None
     if args.train == "classifier":
         start = time.monotonic()
-        _train_last_layer(network, args, preprocessing, split, targets)
+        history = _train_last_layer(network.to(device), args, preprocessing, split, targets, teacher)
+        write_metrics(out, history)
         state, seconds = network.state_dict(), time.monotonic() - start
     else:
-        teacher = _teacher_targets(args.teacher, split.train, labels) if args.teacher else None
         chosen = {f.name: getattr(args, f.name) for f in fields(Recipe) if f.name != "train_crop"}
         recipe = Recipe(train_crop=args.train_crop or (args.crop, args.crop), **chosen)
         trainer = Trainer(network, preprocessing, split.train, split.val, targets, recipe, out, teacher)
         if args.resume:
             trainer.resume()
         state = trainer.run()
-        seconds = trainer.seconds
+        history, seconds = trainer.history, trainer.seconds
     network.load_state_dict(state)
-    temperature, accuracy = _measure(network.eval().to(device), preprocessing, split, targets, device)
     card = replace(
         card,
-        temperature=temperature,
-        dataset=args.dataset,
+        dataset=args.about or (OXFORD_PETS.about if args.dataset else ""),
         licence=args.licence,
-        accuracy=accuracy,
         training={
             "command": shlex.join(["python3", "scripts/train.py", *(a for a in sys.argv[1:] if a != "--resume")]),
             "pictures": {"train": len(split.train), "validation": len(split.val), "test": len(split.test)},
@@ -105,7 +117,19 @@ def train(args: argparse.Namespace) -> ModelFolder:
             },
         },
     )
+    card, evaluation = _measure(network.eval().to(device), card, split, targets, device)
+    if evaluation:
+        write_report(out / REPORT, evaluation, history)
+        say(f"report: {out / REPORT}")
     return write_model_folder(out, state, card, labels, half=args.half)
+
+
+def _found(args: argparse.Namespace, labels: dict[str, str] | None) -> list[Picture]:
+    """The pictures that the command line names, not yet opened."""
+    if not args.data and not args.dataset:
+        raise CommandError("no pictures: give a folder with one folder of pictures per class, or --dataset oxford-pets")
+    pictures = oxford_pets(CACHE / "datasets", labels) if args.dataset else []
+    return pictures + (find_pictures(args.data, labels) if args.data else [])
 
 
 def _checked(args: argparse.Namespace, pictures: list[Picture], out: Path) -> list[Picture]:
@@ -149,48 +173,72 @@ def _start_from(network: DenseNet, path: Path) -> None:
 
 
 def _train_last_layer(
-    network: DenseNet, args: argparse.Namespace, preprocessing: Preprocessing, split: Split, targets: dict[str, int]
-) -> None:
+    network: DenseNet,
+    args: argparse.Namespace,
+    preprocessing: Preprocessing,
+    split: Split,
+    targets: dict[str, int],
+    teacher: TeacherMaps | None,
+) -> list[dict[str, float]]:
+    """Train the classifier on frozen features; return the rows of ``metrics.csv``."""
     if args.start == "none":
         raise CommandError("--train classifier needs trained features; give --start imagenet or a weights file")
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    features = cached_features(network, preprocessing, split.train, CACHE / "features")  # (N, F)
-    wanted = torch.tensor([targets[p.label] for p in split.train])  # (N,)
-    classifier = train_classifier(features, wanted, len(targets), seed=args.seed)
+
+    def featured(pictures: list[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
+        features = cached_features(network, preprocessing, pictures, CACHE / "features")  # (N, F)
+        return features, torch.tensor([targets[p.label] for p in pictures])  # (N, F), (N,)
+
+    measure = None
+    if split.val:
+        val_features, val_targets = featured(split.val)
+
+        def measure(classifier: nn.Linear) -> tuple[float, float]:
+            with torch.inference_mode():
+                logits = classifier(val_features)  # (N, C)
+            return float((logits.argmax(dim=1) == val_targets).float().mean()), float(
+                F.cross_entropy(logits, val_targets)
+            )
+
+    classifier, history = train_classifier(
+        *featured(split.train),
+        len(targets),
+        teacher=teacher.whole() if teacher else None,
+        distill=args.distill,
+        temperature=args.distill_temperature,
+        label_smoothing=args.label_smoothing,
+        seed=args.seed,
+        measure=measure,
+    )
     network.classifier.load_state_dict(classifier.state_dict())
+    return history
 
 
-def _teacher_targets(folder: Path, pictures: list[Picture], labels: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, classes) and pooled features (N, F) of a teacher for the training pictures."""
+def _teacher_maps(folder: Path, pictures: list[Picture], labels: list[str], device: torch.device) -> TeacherMaps:
+    """What a teacher sees in the training pictures."""
     teacher = read_model_folder(folder)
     if teacher.labels != labels:
         raise CommandError(f"the teacher {folder} has other labels than the data; train it on the same classes")
-    network = load_network(teacher.card, teacher.weights, torch.device("cpu"))
-    features = cached_features(network, Preprocessing.of(teacher.card), pictures, CACHE / "features")  # (N, F)
-    with torch.inference_mode():
-        logits = network.classifier(features)  # (N, classes)
-    return logits.clone(), features
+    network = load_network(teacher.card, teacher.weights, device)
+    return teacher_maps(network, Preprocessing.of(teacher.card), pictures, CACHE / "maps")
 
 
 def _measure(
-    network: DenseNet, preprocessing: Preprocessing, split: Split, targets: dict[str, int], device: torch.device
-) -> tuple[float, dict[str, Any]]:
-    """Temperature, fitted on the validation pictures, and the figures on the test pictures."""
+    network: DenseNet, card: ModelCard, split: Split, targets: dict[str, int], device: torch.device
+) -> tuple[ModelCard, Evaluation | None]:
+    """The card with the temperature, fitted on the validation pictures, and the figures on the test pictures."""
 
     def logits_of(pictures: list[Picture], what: str) -> tuple[torch.Tensor, torch.Tensor]:
         wanted = torch.tensor([targets[p.label] for p in pictures])
-        return predict_logits(network, [p.path for p in pictures], preprocessing, device, what), wanted
+        return predict_logits(network, [p.path for p in pictures], Preprocessing.of(card), device, what), wanted
 
-    labels = list(targets)
-    temperature = 1.0
     if split.val:
-        temperature = round(fit_temperature(*logits_of(split.val, "calibrating")), 4)
-    accuracy: dict[str, Any] = {}
-    if split.test:
-        logits, wanted = logits_of(split.test, "testing")
-        logits = logits / temperature
-        accuracy = {"test": figures(logits, wanted, labels)}
-        sources = [p.source for p in split.test]
-        if len(set(sources)) > 1:
-            accuracy |= figures_by_source(logits, wanted, labels, sources)
-    return temperature, accuracy
+        card = replace(card, temperature=round(fit_temperature(*logits_of(split.val, "calibrating")), 4))
+    if not split.test:
+        return card, None
+    logits, wanted = logits_of(split.test, "testing")
+    evaluation = Evaluation(card, list(targets), split.test, logits / card.temperature, wanted)
+    sources = evaluation.sources()
+    accuracy = {"test": evaluation.total()} | (sources if len(sources) > 1 else {})
+    card = replace(card, accuracy=accuracy)
+    return card, replace(evaluation, card=card)

@@ -1,11 +1,11 @@
-"""Epochs: a network, pictures and a recipe → trained weights, with checkpoints after every epoch."""
+"""Epochs: a network, pictures and a recipe → trained weights, with a checkpoint after every epoch."""
 
 from __future__ import annotations
 
 import csv
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.models.densenet import DenseNet
 
@@ -23,7 +24,10 @@ from handler.images import decode
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError, Progress, duration, say
 from scripts.lib.training.dataset import MAX_PIXELS, Picture
-from scripts.lib.training.features import exact_batches, features_and_logits
+from scripts.lib.training.distillation import TeacherMaps
+from scripts.lib.training.features import autocast, autocast_type, exact_batches, maps_and_logits
+
+METRICS = "metrics.csv"
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,14 @@ class Recipe:
     """How a network is trained. Every field is a flag of ``train.py``.
 
     ``epochs``: passes over the training pictures. ``batch``: pictures a step. ``rate``: peak
-    learning rate, reached linearly after ``warmup`` epochs, then cosine decay to zero
-    (Loshchilov and Hutter, "SGDR", 2017). ``train_crop``: side of the training crops in px in the
-    first and the last epoch, in steps of 16 between. ``min_scale``: smallest share of a
-    picture's area that a crop keeps. ``ema``: decay a step of the averaged weights. With a
-    teacher, the loss is ``(1 - distill) * cross-entropy + distill * T² * KL(teacher, student)`` at
-    ``T = distill_temperature`` (Hinton et al., 2015) plus ``feature_weight * (1 - cosine)`` between
-    its pooled features and a projection of the student's (as in FitNets, Romero et al., 2015).
+    learning rate, reached linearly after ``warmup`` epochs, then cosine decay to zero (Loshchilov
+    and Hutter, "SGDR", 2017). ``ema``: decay a step of the averaged weights. ``train_crop``: side
+    of the training crops in px in the first and the last epoch, in steps of 32 between (a DenseNet
+    halves its maps five times). ``min_scale``: smallest share of a picture's area that a crop
+    keeps. ``balance``: see :func:`epoch_order`. With a teacher, the loss is ``(1 - distill) *
+    cross-entropy + distill *`` :func:`distillation_loss` plus ``feature_weight * (1 - cosine)``
+    between its features at each place of the crop and a projection of the student's (as in
+    FitNets, Romero et al., 2015).
     """
 
     epochs: int
@@ -53,12 +58,14 @@ class Recipe:
     distill: float
     distill_temperature: float
     feature_weight: float
+    balance: float
 
     def crop_at(self, epoch: int) -> int:
-        """Side of the training crops in ``epoch`` (from 0), in px, a multiple of 16."""
+        """Side of the training crops in ``epoch`` (from 0), in px."""
         first, last = self.train_crop
         share = epoch / max(1, self.epochs - 1)
-        return round((first + (last - first) * share) / 16) * 16
+        step = round((first + (last - first) * share) / 32) * 32
+        return min(max(step, min(self.train_crop)), max(self.train_crop))
 
     def rate_at(self, epoch: float) -> float:
         """Learning rate at a fractional epoch."""
@@ -68,45 +75,71 @@ class Recipe:
         return float(self.rate * 0.5 * (1 + np.cos(np.pi * min(1.0, share))))
 
 
-class AugmentedPictures(Dataset[tuple[torch.Tensor, int]]):
-    """Random views for one epoch: item ``i`` is ((crop, crop, 3) uint8, i).
+class AugmentedPictures(Dataset[tuple[torch.Tensor, int, torch.Tensor]]):
+    """Random views for one epoch: item ``i`` is ((crop, crop, 3) uint8, picture, (4,) float32 box).
 
-    The view depends on seed, epoch and ``i`` alone, whichever loader process draws it: that makes
-    a resumed training repeat the interrupted one.
+    The box says which part of the picture the view shows: left, top, right, bottom as shares of its
+    width and height; a mirrored view has its left at the right. The view depends on seed, epoch and
+    ``i`` alone, whichever loader process draws it: that makes a resumed training repeat the
+    interrupted one.
     """
 
-    def __init__(self, pictures: Sequence[Picture], recipe: Recipe, epoch: int) -> None:
-        self.pictures, self.seed = pictures, recipe.seed * 1_000_003 + epoch
-        crop = recipe.crop_at(epoch)
-        self.augment = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(crop, scale=(recipe.min_scale, 1.0), antialias=True),
-                transforms.RandomHorizontalFlip(),
-                transforms.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
-            ]
-        )
+    def __init__(self, pictures: Sequence[Picture], order: np.ndarray, recipe: Recipe, epoch: int) -> None:
+        self.pictures, self.order, self.seed = pictures, order, recipe.seed * 1_000_003 + epoch
+        self.crop, self.scale = recipe.crop_at(epoch), [recipe.min_scale, 1.0]
+        self.colour = transforms.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.order)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, torch.Tensor]:
         torch.manual_seed(self.seed * 2_000_003 + index)
-        image = decode(self.pictures[index].path.read_bytes(), MAX_PIXELS)
-        return torch.from_numpy(np.asarray(self.augment(image)).copy()), index
+        picture = int(self.order[index])
+        image = decode(self.pictures[picture].path.read_bytes(), MAX_PIXELS)
+        top, left, height, width = transforms.RandomResizedCrop.get_params(image, self.scale, [3 / 4, 4 / 3])
+        box = (left, top, left + width, top + height)
+        view = image.resize((self.crop, self.crop), Image.Resampling.BILINEAR, box=box)
+        shares = torch.tensor(box) / torch.tensor([*image.size, *image.size])  # (4,)
+        if torch.rand(()) < 0.5:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            shares = shares[[2, 1, 0, 3]]
+        return torch.from_numpy(np.array(self.colour(view))), picture, shares
 
 
-class _Order(Sampler[list[int]]):
-    """Shuffled batches of one epoch; the last incomplete batch is left out."""
+def epoch_order(targets: np.ndarray, balance: float, seed: int, epoch: int) -> np.ndarray:
+    """Which pictures an epoch shows, shuffled: as many as there are, classes weighted by ``balance``.
 
-    def __init__(self, size: int, batch: int, seed: int, epoch: int) -> None:
-        order = np.random.default_rng([seed, epoch]).permutation(size)
-        self.batches = [order[i : i + batch].tolist() for i in range(0, size - batch + 1, batch)]
+    Args:
+        targets: (N,) class indices.
+        balance: 0, every picture once; 1, every class as often; a class of n pictures is shown in
+            proportion to n^(1 - balance) (Mahajan et al., "Exploring the Limits of Weakly
+            Supervised Pretraining", 2018, use the square root: 0.5).
+        seed, epoch: of the shuffling.
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+    Returns:
+        (N,) indices; within a class no picture is shown twice more often than another.
+    """
+    counts = np.bincount(targets)
+    weights = np.where(counts > 0, np.maximum(counts, 1) ** (1 - balance), 0)
+    bounds = np.round(np.cumsum(weights) / weights.sum() * len(targets)).astype(int)
+    random = np.random.default_rng([seed, epoch])
+    chosen = []
+    for target, wanted in enumerate(np.diff(bounds, prepend=0)):
+        members = np.flatnonzero(targets == target)
+        rounds = [random.permutation(members) for _ in range(-(-wanted // max(1, len(members))))]
+        chosen += [np.concatenate(rounds)[:wanted]] if rounds else []
+    return random.permutation(np.concatenate(chosen))
 
-    def __len__(self) -> int:
-        return len(self.batches)
+
+def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """``T² * KL(teacher, student)`` at temperature T (Hinton et al., "Distilling the Knowledge", 2015).
+
+    Args:
+        logits, teacher: (B, C).
+        temperature: T, above 0.
+    """
+    soft = (teacher / temperature).softmax(dim=1)  # (B, C)
+    return F.kl_div((logits / temperature).log_softmax(dim=1), soft, reduction="batchmean") * temperature**2
 
 
 class Trainer:
@@ -119,7 +152,7 @@ class Trainer:
         targets: label → class index.
         recipe: how to train.
         folder: where ``checkpoint.pt`` and ``metrics.csv`` go.
-        teacher: logits (N, classes) and pooled features (N, F) of the training pictures, or None.
+        teacher: what the teacher sees in the training pictures, or None.
     """
 
     def __init__(
@@ -131,7 +164,7 @@ class Trainer:
         targets: dict[str, int],
         recipe: Recipe,
         folder: Path,
-        teacher: tuple[torch.Tensor, torch.Tensor] | None = None,
+        teacher: TeacherMaps | None = None,
     ) -> None:
         if len(train) < recipe.batch:
             raise CommandError(
@@ -140,14 +173,14 @@ class Trainer:
             )
         self.preprocessing, self.recipe, self.folder, self.teacher = preprocessing, recipe, folder, teacher
         self.train_pictures, self.val_pictures, self.targets = train, val, targets
-        self.train_targets = torch.tensor([targets[p.label] for p in train])
+        self.train_targets = torch.tensor([targets[p.label] for p in train])  # (N,)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = network.to(device=self.device, memory_format=torch.channels_last)
         modules: list[nn.Module] = [self.network]
-        self.projection: nn.Linear | None = None
+        self.projection: nn.Conv2d | None = None
         if teacher is not None:
             generator = torch.Generator().manual_seed(recipe.seed)
-            self.projection = nn.Linear(network.classifier.in_features, teacher[1].shape[1])
+            self.projection = nn.Conv2d(network.classifier.in_features, teacher.features.shape[1], 1)
             nn.init.normal_(self.projection.weight, std=0.01, generator=generator)
             self.projection.to(self.device)
             modules.append(self.projection)
@@ -161,9 +194,11 @@ class Trainer:
         )
         ema = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
+        # float16 gradients underflow without a scale; for the other types it does nothing
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=autocast_type(self.device) == torch.float16)
         self.epoch = 0
         self.seconds = 0.0  # of training, over all sittings
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, float]] = []  # rows of metrics.csv
         self.best: dict[str, Any] = {"top1": -1.0, "epoch": -1, "state": {}}
 
     @property
@@ -183,6 +218,7 @@ class Trainer:
                 "average": self.average.state_dict(),
                 "projection": self.projection.state_dict() if self.projection else {},
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "history": self.history,
                 "best": self.best,
             },
@@ -214,6 +250,7 @@ class Trainer:
         if self.projection:
             self.projection.load_state_dict(state["projection"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         say(f"resuming after epoch {self.epoch} of {self.recipe.epochs}")
 
     def run(self) -> dict[str, torch.Tensor]:
@@ -221,16 +258,25 @@ class Trainer:
         while self.epoch < self.recipe.epochs:
             start = time.monotonic()
             loss = self._train_epoch(self.epoch)
-            top1 = self._validate()
+            top1, val_loss = self._validate()
+            took = time.monotonic() - start
+            self.history.append(
+                {
+                    "epoch": self.epoch + 1,
+                    "crop": self.recipe.crop_at(self.epoch),
+                    "loss": round(loss, 5),
+                    "val_loss": round(val_loss, 5),
+                    "val_top1": round(top1, 5),
+                    "seconds": round(took, 1),
+                }
+            )
             self.epoch += 1
-            self.history.append({"epoch": self.epoch, "loss": loss, "val_top1": top1})
+            self.seconds += took
             if top1 >= self.best["top1"]:
                 state = {k: v.clone() for k, v in self.average.module.state_dict().items()}
                 self.best = {"top1": top1, "epoch": self.epoch, "state": state}
-            took = time.monotonic() - start
-            self.seconds += took
             self.save()
-            self._write_metrics()
+            write_metrics(self.folder, self.history)
             say(
                 f"epoch {self.epoch}/{self.recipe.epochs}: loss {loss:.3f}, validation top-1 {top1:.3f} "
                 f"(best {self.best['top1']:.3f}), {duration(took)}, "
@@ -242,58 +288,65 @@ class Trainer:
 
     def _train_epoch(self, epoch: int) -> float:
         recipe = self.recipe
-        order = _Order(len(self.train_pictures), recipe.batch, recipe.seed, epoch)
+        order = epoch_order(self.train_targets.numpy(), recipe.balance, recipe.seed, epoch)
         loader = DataLoader(
-            AugmentedPictures(self.train_pictures, recipe, epoch),
-            batch_sampler=order,
+            AugmentedPictures(self.train_pictures, order, recipe, epoch),
+            batch_size=recipe.batch,
+            drop_last=True,
             num_workers=min(4, os.cpu_count() or 1),
             pin_memory=self.device.type == "cuda",
         )
         self.network.train()
         total = 0.0
-        progress = Progress(f"epoch {epoch + 1}/{recipe.epochs}", len(order), " batches", every=60)
-        for step, (arrays, indices) in enumerate(loader):
+        progress = Progress(f"epoch {epoch + 1}/{recipe.epochs}", len(loader), " batches", every=60)
+        for step, (arrays, indices, boxes) in enumerate(loader):
             for group in self.optimizer.param_groups:
-                group["lr"] = recipe.rate_at(epoch + step / len(order))
+                group["lr"] = recipe.rate_at(epoch + step / len(loader))
             images = self.preprocessing.to_tensor(arrays.numpy()).to(self.device)  # (B, 3, h, h)
-            with torch.autocast(self.device.type, torch.bfloat16):
-                pooled, logits = features_and_logits(self.network, images)
-                loss = self._loss(pooled, logits, indices)
+            with autocast(self.device):
+                maps, logits = maps_and_logits(self.network, images)
+                loss = self._loss(maps, logits, indices, boxes)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self.average.update_parameters(self.network)
             total += float(loss.detach())
             progress.advance(note=f"loss {total / (step + 1):.3f}")
-        return total / len(order)
+        return total / len(loader)
 
-    def _loss(self, pooled: torch.Tensor, logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    def _loss(
+        self, maps: torch.Tensor, logits: torch.Tensor, indices: torch.Tensor, boxes: torch.Tensor
+    ) -> torch.Tensor:
         recipe = self.recipe
         targets = self.train_targets[indices].to(self.device)  # (B,)
         logits = logits.float()
         loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
         if self.teacher is None or self.projection is None:
             return loss
-        t = recipe.distill_temperature
-        soft = (self.teacher[0][indices].to(self.device) / t).softmax(dim=1)  # (B, classes)
-        divergence = F.kl_div((logits / t).log_softmax(dim=1), soft, reduction="batchmean") * t * t
-        features = self.teacher[1][indices].to(self.device)  # (B, F)
-        cosine = F.cosine_similarity(self.projection(pooled).float(), features, dim=1).mean()
+        features, answers = self.teacher.crops(indices, boxes, maps.shape[2])  # (B, D, h, h), (B, classes)
+        divergence = distillation_loss(logits, answers.to(self.device), recipe.distill_temperature)
+        cosine = F.cosine_similarity(self.projection(maps).float(), features.to(self.device), dim=1).mean()
         return (1 - recipe.distill) * loss + recipe.distill * divergence + recipe.feature_weight * (1 - cosine)
 
-    def _validate(self) -> float:
+    def _validate(self) -> tuple[float, float]:
+        """Top-1 accuracy and cross-entropy of the averaged weights on the validation pictures."""
         if not self.val_pictures:
-            return 0.0
+            return 0.0, 0.0
         network = self.average.module.eval()
-        logits = predict_logits(network, [p.path for p in self.val_pictures], self.preprocessing, self.device)
+        with autocast(self.device):
+            logits = predict_logits(network, [p.path for p in self.val_pictures], self.preprocessing, self.device)
         targets = torch.tensor([self.targets[p.label] for p in self.val_pictures])
-        return float((logits.argmax(dim=1) == targets).float().mean())
+        right = (logits.argmax(dim=1) == targets).float().mean()
+        return float(right), float(F.cross_entropy(logits, targets))
 
-    def _write_metrics(self) -> None:
-        with (self.folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=["epoch", "loss", "val_top1"])
-            writer.writeheader()
-            writer.writerows(self.history)
+
+def write_metrics(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Write ``metrics.csv``, a line for each epoch."""
+    with (folder / METRICS).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
 
 
 def predict_logits(
@@ -313,19 +366,31 @@ def train_classifier(
     features: torch.Tensor,
     targets: torch.Tensor,
     num_classes: int,
+    *,
+    teacher: torch.Tensor | None = None,
+    distill: float = 0.7,
+    temperature: float = 2.0,
+    label_smoothing: float = 0.05,
     steps: int = 300,
     weight_decay: float = 1e-4,
     seed: int = 0,
-) -> nn.Linear:
-    """A linear classifier on frozen features, trained on all of them at once.
+    measure: Callable[[nn.Linear], tuple[float, float]] | None = None,
+) -> tuple[nn.Linear, list[dict[str, float]]]:
+    """A linear classifier on frozen features, by AdamW on batches of 4,096.
 
     Args:
         features: (N, F) pooled features.
         targets: (N,) class indices.
         num_classes: outputs.
+        teacher: logits (N, num_classes) of a teacher; the loss is then the one of :class:`Recipe`.
+        distill, temperature, label_smoothing: as in :class:`Recipe`.
         steps: optimizer steps.
         weight_decay: L2 penalty of AdamW.
-        seed: of the initial weights.
+        seed: of the order.
+        measure: gives validation accuracy and loss of a classifier, for the history.
+
+    Returns:
+        The classifier, and a row of ``metrics.csv`` for each tenth of the steps.
     """
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-3)  # (F,), (F,)
     scaled = (features - mean) / std  # (N, F)
@@ -336,16 +401,39 @@ def train_classifier(
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     progress = Progress("training the classifier", steps)
-    for _ in range(steps):
+    start, total = time.monotonic(), 0.0
+    history: list[dict[str, float]] = []
+
+    def folded() -> nn.Linear:
+        """The classifier with the scaling in it: W(x - m)/s + b."""
+        layer = nn.Linear(features.shape[1], num_classes)
+        with torch.no_grad():
+            layer.weight.copy_(classifier.weight / std)
+            layer.bias.copy_(classifier.bias - layer.weight @ mean)
+        return layer
+
+    for step in range(1, steps + 1):
         order = torch.randperm(len(scaled))[:4096]
-        loss = F.cross_entropy(classifier(scaled[order]), targets[order], label_smoothing=0.05)
+        logits = classifier(scaled[order])  # (B, C)
+        loss = F.cross_entropy(logits, targets[order], label_smoothing=label_smoothing)
+        if teacher is not None:
+            loss = (1 - distill) * loss + distill * distillation_loss(logits, teacher[order], temperature)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+        total += float(loss.detach())
         progress.advance()
-    with torch.no_grad():  # fold the scaling into the layer: W(x - m)/s + b
-        weight = classifier.weight / std  # (C, F)
-        classifier.bias.sub_(weight @ mean)
-        classifier.weight.copy_(weight)
-    return classifier
+        if step * 10 // steps > (step - 1) * 10 // steps:
+            top1, val_loss = measure(folded()) if measure else (0.0, 0.0)
+            history.append(
+                {
+                    "epoch": len(history) + 1,
+                    "loss": round(total * 10 / steps, 5),
+                    "val_loss": round(val_loss, 5),
+                    "val_top1": round(top1, 5),
+                    "seconds": round(time.monotonic() - start, 1),
+                }
+            )
+            start, total = time.monotonic(), 0.0
+    return folded(), history

@@ -1,0 +1,168 @@
+"""What a teacher sees at each place of a picture, computed once; its targets for any crop, read off that map.
+
+The idea is ReLabel's (Yun et al., "Re-labeling ImageNet: from Single to Multi-Labels, from Global
+to Localized Labels", 2021): one forward pass over the whole picture, and a target for every random
+crop by averaging the part of the map below it, where a teacher in the loop would cost more than
+the student.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.models.densenet import DenseNet
+
+from handler.images import decode
+from handler.preprocessing import Preprocessing
+from scripts.lib.console import Progress
+from scripts.lib.training.dataset import MAX_PIXELS, Picture
+from scripts.lib.training.features import autocast, backbone_digest, maps_and_logits
+
+COMPONENTS = 256
+"""Principal components that are kept of a teacher's features."""
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class TeacherMaps:
+    """A teacher's last feature maps of the training pictures, reduced, and its logits at each place.
+
+    ``features``: (N, D, h, w) float16, centred, D principal components. ``logits``: (N, C, h, w)
+    float16, whose mean over a region is the teacher's answer for that region.
+    """
+
+    features: torch.Tensor
+    logits: torch.Tensor
+
+    def whole(self) -> torch.Tensor:
+        """The logits (N, C) of the whole pictures, float32."""
+        return self.logits.float().mean(dim=(2, 3))
+
+    def crops(self, indices: torch.Tensor, boxes: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The targets for crops of pictures.
+
+        Args:
+            indices: (B,) which pictures.
+            boxes: (B, 4) left, top, right, bottom as shares of width and height, 0 to 1; a
+                mirrored crop has its left at the right.
+            side: places a side of the student's map.
+
+        Returns:
+            Features (B, D, side, side) and logits (B, C), float32.
+        """
+        maps = torch.cat([self.features[indices].float(), self.logits[indices].float()], dim=1)  # (B, D + C, h, w)
+        steps = (torch.arange(side * 2, dtype=torch.float32) + 0.5) / (side * 2)  # two samples a place
+        xs = (boxes[:, 0, None] + (boxes[:, 2] - boxes[:, 0])[:, None] * steps) * 2 - 1  # (B, 2 side)
+        ys = (boxes[:, 1, None] + (boxes[:, 3] - boxes[:, 1])[:, None] * steps) * 2 - 1  # (B, 2 side)
+        grid = torch.stack(
+            [xs[:, None, :].expand(-1, side * 2, -1), ys[:, :, None].expand(-1, -1, side * 2)], dim=3
+        )  # (B, 2 side, 2 side, 2)
+        places = F.avg_pool2d(
+            F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False), 2
+        )  # (B, D + C, side, side)
+        depth = self.features.shape[1]
+        return places[:, :depth], places[:, depth:].mean(dim=(2, 3))
+
+
+class _WholePictures(Dataset[torch.Tensor]):
+    """Pictures stretched to the teacher's square, so that every crop of them lies on the map: (S, S, 3) uint8."""
+
+    def __init__(self, paths: Sequence[Path], side: int) -> None:
+        self.paths, self.side = paths, side
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = decode(self.paths[index].read_bytes(), MAX_PIXELS)
+        return torch.from_numpy(np.array(image.resize((self.side, self.side), Image.Resampling.BILINEAR)))
+
+
+def teacher_maps(
+    network: DenseNet, preprocessing: Preprocessing, pictures: Sequence[Picture], cache: Path
+) -> TeacherMaps:
+    """The maps of ``pictures``; those that ``cache`` holds aren't computed again.
+
+    The cache is keyed by picture content, weights and input size. It is written in chunks, so an
+    interrupted run goes on where it was. The principal components are those of the first chunk.
+    """
+    key = hashlib.sha256(f"maps:{backbone_digest(network)}:{preprocessing}".encode()).hexdigest()[:16]
+    folder = cache / key
+    folder.mkdir(parents=True, exist_ok=True)
+    basis = _Basis(folder / "basis.npz")
+    known: dict[str, np.ndarray] = {}
+    for chunk in sorted(folder.glob("*-maps.npz")):
+        with np.load(chunk) as data:
+            known.update(zip(data["digests"].tolist(), data["features"]))
+    # by digest: the first chunk, which gives the components, is a sample of all classes
+    missing = sorted({p.digest: p for p in pictures if p.digest not in known}.values(), key=lambda p: p.digest)
+    device = next(network.parameters()).device
+    progress = Progress("computing teacher maps", len(missing))
+    for start in range(0, len(missing), CHUNK):
+        part = missing[start : start + CHUNK]
+        rows = []
+        loader = DataLoader(_WholePictures([p.path for p in part], preprocessing.crop), batch_size=32, num_workers=1)
+        with torch.inference_mode():
+            for arrays in loader:
+                with autocast(device):
+                    maps, _ = maps_and_logits(network, preprocessing.to_tensor(arrays.numpy()).to(device))
+                rows.append(maps.to(torch.float16).contiguous().cpu().numpy())
+                progress.advance(len(maps))
+        features = basis.reduce(np.concatenate(rows))  # (n, D, h, w)
+        digests = np.array([p.digest for p in part])
+        _save(folder / f"{part[0].digest[:16]}-{len(part)}-maps.npz", digests=digests, features=features)
+        known.update(zip(digests.tolist(), features))
+    reduced = torch.from_numpy(np.stack([known[p.digest] for p in pictures]))  # (N, D, h, w) float16
+    return TeacherMaps(reduced, basis.logits(reduced, network.classifier))
+
+
+class _Basis:
+    """Mean and principal components of a teacher's features, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mean = np.zeros(0, np.float32)  # (F,)
+        self.components = np.zeros((0, 0), np.float32)  # (D, F)
+        if path.is_file():
+            with np.load(path) as data:
+                self.mean, self.components = data["mean"], data["components"]
+
+    def reduce(self, maps: np.ndarray) -> np.ndarray:
+        """(n, F, h, w) → (n, D, h, w) float16, centred."""
+        places = np.moveaxis(maps, 1, 3).astype(np.float32)  # (n, h, w, F)
+        if not self.mean.size:
+            pooled = places.mean(axis=(1, 2))  # (n, F)
+            self.mean = pooled.mean(axis=0)
+            flat = places.reshape(-1, places.shape[3]) - self.mean  # (n h w, F)
+            _, vectors = np.linalg.eigh(flat.T @ flat)  # ascending
+            self.components = np.ascontiguousarray(vectors[:, ::-1][:, :COMPONENTS].T)  # (D, F)
+            _save(self.path, mean=self.mean, components=self.components)
+        return np.moveaxis((places - self.mean) @ self.components.T, 3, 1).astype(np.float16)
+
+    def logits(self, reduced: torch.Tensor, classifier: nn.Linear) -> torch.Tensor:
+        """(N, D, h, w) → (N, C, h, w) float16: the classifier, which is linear, on what the components keep."""
+        weight, bias = classifier.weight.detach().float().cpu(), classifier.bias.detach().float().cpu()
+        reduced_weight = weight @ torch.from_numpy(self.components).T  # (C, D)
+        at_mean = bias + weight @ torch.from_numpy(self.mean)  # (C,)
+        parts = [
+            (torch.einsum("ndhw,cd->nchw", part.float(), reduced_weight) + at_mean[None, :, None, None]).half()
+            for part in torch.split(reduced, CHUNK)
+        ]
+        return torch.cat(parts)
+
+
+def _save(path: Path, **arrays: np.ndarray) -> None:
+    temporary = path.with_name(f"{os.getpid()}.part")
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    os.replace(temporary, path)
