@@ -13,6 +13,7 @@ from markupsafe import Markup
 from PIL import Image, ImageOps
 
 from handler.images import decode
+from scripts.lib.console import duration
 from scripts.lib.evaluation import Evaluation, calibration_bins
 from scripts.lib.model_folder import write_atomically
 from scripts.lib.reporting.plots import learning_curves, reliability_diagram
@@ -53,6 +54,7 @@ def write_report(path: Path, evaluation: Evaluation, history: Sequence[Mapping[s
         matrix=_matrix(evaluation),
         mistakes=mistakes[:20],
         worst=_worst(evaluation),
+        duration=duration,
     )
     write_atomically(path, page.encode())
 
