@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from handler.card import Architecture
-from handler.network import build_network
+from handler.card import ARCHITECTURES, Architecture
+from handler.network import build_network, read_weights
 from handler.preprocessing import Preprocessing
 from scripts import train
 from scripts.lib import paths
@@ -513,6 +513,36 @@ def test_classifier_on_the_features_of_another_model(
     assert len(metrics) == 10
     assert float(metrics[-1]["val_top1"]) > 0.5
     assert tmp_path != paths.CACHE
+
+
+def test_fine_tuning_starts_from_the_weights_of_another_model(trained: Path, scenes: Path, tmp_path: Path) -> None:
+    out = run_train(
+        *(str(scenes), "--out", str(tmp_path / "out"), *FAST, "--epochs", "1", "--rate", "1e-6", "--test", "0.25"),
+        *("--start", str(trained / "weights.safetensors"), "--warmup", "0"),
+    )
+    card = read_model_folder(out).card
+    assert card.accuracy["test"]["top1"] >= 0.75, "one epoch at a tiny rate: it comes from the start"
+    assert card.training["start"] == "weights.safetensors"
+
+
+def test_imagenet_weights_get_a_classifier_of_the_own_classes(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the network's shape, not its values, is what this is about: no ImageNet weights are at hand
+    network = build_network(ARCHITECTURES["densenet121"], 1000)
+    published = tmp_path / "densenet121.pth"
+    torch.save(network.state_dict(), published)
+    monkeypatch.setattr("scripts.lib.weights.imagenet_weights", lambda arch: published)
+    monkeypatch.setattr(session, "CACHE", tmp_path / "cache")
+    out = run_train(
+        *(str(scenes), "--out", str(tmp_path / "out"), "--arch", "densenet121", "--start", "imagenet"),
+        *("--train", "classifier", "--crop", "32", "--half"),
+    )
+    model = read_model_folder(out)
+    assert model.card.architecture == ARCHITECTURES["densenet121"]
+    assert model.card.num_classes == 3
+    kept = read_weights(model.weights)["features.conv0.weight"]
+    assert torch.equal(kept, network.features.conv0.weight.detach().half().float())
 
 
 def test_a_teacher_is_followed(trained: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
