@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Train the bundled model again, the way it was made: a teacher, then the model in two sittings.
+
+    python3 scripts/reproduce.py DATA --backbone densenet169-features.pt --out runs
+
+DATA holds the folders oxford-pets and imagewoof (a folder per breed each) and other (pictures of
+what is neither cat nor dog). It takes hours. Interrupted, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.lib.console import CommandError, say
+from scripts.lib.environment import run
+from scripts.lib.paths import CONFIG, ROOT
+
+SPLIT = ("--val", "0.05", "--test", "0.1")
+TEACHER = (
+    *("--arch", "densenet169", "--eps", "1.001e-5", "--train", "classifier"),
+    *("--resize", "192", "--crop", "192", *SPLIT, "--half"),
+)
+FIRST = ("--resize", "146", "--crop", "128", "--train-crop", "80-112", "--epochs", "22", *SPLIT, "--half")
+SECOND = (
+    *("--resize", "146", "--crop", "128", "--train-crop", "96-128", "--epochs", "28", "--rate", "0.08"),
+    *("--balance", "0.5", *SPLIT, "--half", "--name", "densenet-pets"),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``reproduce.py``."""
+    parser = argparse.ArgumentParser(
+        prog="reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder with oxford-pets, imagewoof and other")
+    parser.add_argument(
+        "--backbone",
+        default="imagenet",
+        metavar="imagenet|FILE",
+        help="weights of the teacher's DenseNet-169: torchvision's, or a file (default imagenet)",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the three models go")
+    parser.add_argument(
+        "--quick", action="store_true", help="one epoch a sitting: to see that all is there before the hours are spent"
+    )
+    return parser
+
+
+def stages(data: Path, backbone: str, out: Path, quick: bool = False) -> dict[Path, list[str]]:
+    """The arguments of ``train.py`` for each model, in order."""
+    pictures = [str(data / "oxford-pets"), str(data / "imagewoof"), f"other={data / 'other'}"]
+    pictures += ["--labels", str(CONFIG / "bundled-labels.json")]
+    teacher, first, second = out / "teacher", out / "first", out / "bundled"
+    short = ["--epochs", "1"] if quick else []
+    taught = [*pictures, "--teacher", str(teacher)]
+    return {
+        teacher: [*pictures, *TEACHER, "--start", backbone, "--out", str(teacher)],
+        first: [*taught, *FIRST, "--out", str(first), *short],
+        second: [*taught, *SECOND, "--start", str(first / "weights.safetensors"), "--out", str(second), *short],
+    }
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run what isn't there yet."""
+    for folder, arguments in stages(args.data, args.backbone, args.out, args.quick).items():
+        if (folder / "card.json").is_file():
+            say(f"{folder} is there")
+            continue
+        say(f"training {folder}")
+        resume = ["--resume"] if (folder / "checkpoint.pt").is_file() else []
+        command = [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments, *resume]
+        if subprocess.run(command, check=False).returncode != 0:
+            raise CommandError(f"{folder} isn't complete; the same command goes on from here")
+    say(f"done: {args.out / 'bundled'} is what model_store/bundled holds")
+    return 0
+
+
+if __name__ == "__main__":
+    run(build_parser, main)
