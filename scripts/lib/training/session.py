@@ -118,10 +118,11 @@ def train(args: argparse.Namespace) -> ModelFolder:
         },
     )
     card, evaluation = _measure(network.eval().to(device), card, split, targets, device)
+    folder = write_model_folder(out, state, card, labels, half=args.half)
     if evaluation:
         write_report(out / REPORT, evaluation, history)
         say(f"report: {out / REPORT}")
-    return write_model_folder(out, state, card, labels, half=args.half)
+    return folder
 
 
 def _found(args: argparse.Namespace, labels: dict[str, str] | None) -> list[Picture]:
