@@ -96,6 +96,8 @@ def train(args: argparse.Namespace) -> ModelFolder:
             trainer.resume()
         state = trainer.run()
         history, seconds = trainer.history, trainer.seconds
+    if args.half:  # what is measured is what will be stored
+        state = {name: t.half().to(t.dtype) if t.is_floating_point() else t for name, t in state.items()}
     network.load_state_dict(state)
     card = replace(
         card,
