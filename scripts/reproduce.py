@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train the bundled model again, the way it was made: a teacher, then the model in two sittings.
+"""Train the bundled model again, the way it was made: a teacher, then the model in three sittings.
 
     python3 scripts/reproduce.py DATA --backbone densenet169-features.pt --out runs
 
@@ -20,6 +20,8 @@ from scripts.lib.console import CommandError, say
 from scripts.lib.environment import run
 from scripts.lib.paths import CONFIG, ROOT
 
+WEIGHTS = "weights.safetensors"
+
 SPLIT = ("--val", "0.05", "--test", "0.1")
 TEACHER = (
     *("--arch", "densenet169", "--eps", "1.001e-5", "--train", "classifier"),
@@ -28,7 +30,11 @@ TEACHER = (
 FIRST = ("--resize", "146", "--crop", "128", "--train-crop", "80-112", "--epochs", "22", *SPLIT, "--half")
 SECOND = (
     *("--resize", "146", "--crop", "128", "--train-crop", "96-128", "--epochs", "28", "--rate", "0.08"),
-    *("--balance", "0.5", *SPLIT, "--half", "--name", "densenet-pets"),
+    *("--balance", "0.5", *SPLIT, "--half"),
+)
+THIRD = (
+    *("--resize", "192", "--crop", "176", "--train-crop", "160", "--min-scale", "0.4", "--epochs", "6"),
+    *("--rate", "0.03", "--warmup", "0.3", "--balance", "0.5", *SPLIT, "--half", "--name", "densenet-pets"),
 )
 
 
@@ -44,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="imagenet|FILE",
         help="weights of the teacher's DenseNet-169: torchvision's, or a file (default imagenet)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the three models go")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the four models go")
     parser.add_argument(
         "--quick", action="store_true", help="one epoch a sitting: to see that all is there before the hours are spent"
     )
@@ -55,13 +61,14 @@ def stages(data: Path, backbone: str, out: Path, quick: bool = False) -> dict[Pa
     """The arguments of ``train.py`` for each model, in order."""
     pictures = [str(data / "oxford-pets"), str(data / "imagewoof"), f"other={data / 'other'}"]
     pictures += ["--labels", str(CONFIG / "bundled-labels.json")]
-    teacher, first, second = out / "teacher", out / "first", out / "bundled"
+    teacher, first, second, third = (out / name for name in ("teacher", "first", "second", "bundled"))
     short = ["--epochs", "1"] if quick else []
     taught = [*pictures, "--teacher", str(teacher)]
     return {
         teacher: [*pictures, *TEACHER, "--start", backbone, "--out", str(teacher)],
         first: [*taught, *FIRST, "--out", str(first), *short],
-        second: [*taught, *SECOND, "--start", str(first / "weights.safetensors"), "--out", str(second), *short],
+        second: [*taught, *SECOND, "--start", str(first / WEIGHTS), "--out", str(second), *short],
+        third: [*taught, *THIRD, "--start", str(second / WEIGHTS), "--out", str(third), *short],
     }
 
 
