@@ -45,17 +45,7 @@ def expected(server: Running) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize(
-    "golden",
-    [
-        pytest.param(
-            golden,
-            id=golden.name,
-            marks=[pytest.mark.xfail(strict=True, reason="the model's mistake")] if golden.known_mistake else [],
-        )
-        for golden in GOLDEN
-    ],
-)
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden.name)
 def test_golden_pictures_get_their_label(server: Running, golden: Golden) -> None:
     answer = put(server, golden.path.read_bytes()).json()
     assert answer["label"] in golden.labels, answer

@@ -111,4 +111,9 @@ def test_the_bundled_model_fits_its_labels_file_and_the_repository() -> None:
     folders = json.loads((CONFIG / "bundled-labels.json").read_text(encoding="utf-8"))
     assert model.labels == sorted(set(folders.values()))
     assert model.weights.stat().st_size <= 10_000_000
-    assert model.card.accuracy["oxford-pets"]["top1"] > 0.4
+    accuracy = model.card.accuracy
+    assert accuracy["oxford-pets"]["top1"] >= 0.68
+    assert accuracy["imagewoof"]["top1"] >= 0.82
+    assert accuracy["other"]["top1"] >= 0.85
+    assert accuracy["test"]["ece"] <= 0.05
+    assert accuracy["test"]["per_class"]["Samoyed"]["top1"] >= 0.9
