@@ -18,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.lib.console import CommandError, say
 from scripts.lib.environment import run
+from scripts.lib.model_folder import CARD, WEIGHTS
 from scripts.lib.paths import CONFIG, ROOT
-
-WEIGHTS = "weights.safetensors"
 
 SPLIT = ("--val", "0.05", "--test", "0.1")
 TEACHER = (
@@ -75,7 +74,7 @@ def stages(data: Path, backbone: str, out: Path, quick: bool = False) -> dict[Pa
 def main(args: argparse.Namespace) -> int:
     """Run what isn't there yet."""
     for folder, arguments in stages(args.data, args.backbone, args.out, args.quick).items():
-        if (folder / "card.json").is_file():
+        if (folder / CARD).is_file():
             say(f"{folder} is there")
             continue
         say(f"training {folder}")

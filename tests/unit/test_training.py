@@ -341,7 +341,7 @@ def test_teacher_maps_are_computed_once_and_keep_the_answer(
     with torch.inference_mode():
         logits = network(PREPROCESSING.to_tensor(np.stack(squares)))
     assert torch.allclose(first.whole(), logits, atol=0.05)
-    monkeypatch.setattr("scripts.lib.training.distillation.DataLoader", None)  # a call would fail
+    monkeypatch.setattr("scripts.lib.training.features.DataLoader", None)  # a call would fail
     second = teacher_maps(network, PREPROCESSING, list(reversed(some)), tmp_path)
     assert torch.equal(first.features, second.features.flip(0))
     assert torch.equal(first.logits, second.logits.flip(0))
@@ -423,7 +423,7 @@ def test_features_are_computed_once(pictures: list[Picture], tmp_path: Path, mon
     network = build_network(TINY, 3).eval()
     some = pictures[::6]
     first = cached_features(network, PREPROCESSING, some, tmp_path)
-    monkeypatch.setattr("scripts.lib.training.features.exact_batches", None)  # a call would fail
+    monkeypatch.setattr("scripts.lib.training.features.DataLoader", None)  # a call would fail
     second = cached_features(network, PREPROCESSING, list(reversed(some)), tmp_path)
     assert torch.equal(first, second.flip(0))
     digest = backbone_digest(network)

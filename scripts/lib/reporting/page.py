@@ -42,7 +42,8 @@ def write_report(path: Path, evaluation: Evaluation, history: Sequence[Mapping[s
     )
     bins = calibration_bins(evaluation.logits.softmax(dim=1), evaluation.targets)
     total = evaluation.total()
-    mistakes = [cell for cell in evaluation.confusion() if cell["label"] != cell["predicted"]]
+    cells = evaluation.confusion()
+    mistakes = [cell for cell in cells if cell["label"] != cell["predicted"]]
     page = environment.get_template("report.html").render(
         card=evaluation.card,
         total=total,
@@ -51,7 +52,7 @@ def write_report(path: Path, evaluation: Evaluation, history: Sequence[Mapping[s
         classes=sorted(total["per_class"].items(), key=lambda item: (item[1]["top1"], item[0])),
         curves=Markup(learning_curves(history)) if history else None,
         reliability=Markup(reliability_diagram(bins)),
-        matrix=_matrix(evaluation),
+        matrix=_matrix(cells, evaluation.labels),
         mistakes=mistakes[:20],
         worst=_worst(evaluation),
         duration=duration,
@@ -59,13 +60,12 @@ def write_report(path: Path, evaluation: Evaluation, history: Sequence[Mapping[s
     write_atomically(path, page.encode())
 
 
-def _matrix(evaluation: Evaluation) -> dict[str, Any] | None:
+def _matrix(cells: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any] | None:
     """Rows of the confusion matrix, of the classes that occur; None where that is too many to draw."""
-    cells = evaluation.confusion()
     seen = {cell["label"] for cell in cells} | {cell["predicted"] for cell in cells}
     if len(seen) > MAX_MATRIX:
         return None
-    names = [label for label in evaluation.labels if label in seen]
+    names = [label for label in labels if label in seen]
     counts = {(cell["label"], cell["predicted"]): cell["pictures"] for cell in cells}
     rows = []
     for label in names:

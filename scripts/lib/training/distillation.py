@@ -9,9 +9,9 @@ the student.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +19,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 from torchvision.models.densenet import DenseNet
 
-from handler.images import decode
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import Progress
-from scripts.lib.training.dataset import MAX_PIXELS, Picture
-from scripts.lib.training.features import autocast, backbone_digest, maps_and_logits
+from scripts.lib.training.dataset import Picture
+from scripts.lib.training.features import CHUNK, backbone_digest, batches, cached_rows, feature_maps, save_arrays
 
 COMPONENTS = 256
 """Principal components that are kept of a teacher's features."""
-CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -74,18 +71,9 @@ class TeacherMaps:
         return places[:, :depth], places[:, depth:].mean(dim=(2, 3))
 
 
-class _WholePictures(Dataset[torch.Tensor]):
-    """Pictures stretched to the teacher's square, so that every crop of them lies on the map: (S, S, 3) uint8."""
-
-    def __init__(self, paths: Sequence[Path], side: int) -> None:
-        self.paths, self.side = paths, side
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        image = decode(self.paths[index].read_bytes(), MAX_PIXELS)
-        return torch.from_numpy(np.array(image.resize((self.side, self.side), Image.Resampling.BILINEAR)))
+def _stretched(image: Image.Image, side: int) -> np.ndarray:
+    """The whole picture as a square, so that every crop of it lies on the map: (side, side, 3) uint8."""
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def teacher_maps(
@@ -93,36 +81,18 @@ def teacher_maps(
 ) -> TeacherMaps:
     """The maps of ``pictures``; those that ``cache`` holds aren't computed again.
 
-    The cache is keyed by picture content, weights and input size. It is written in chunks, so an
-    interrupted run goes on where it was. The principal components are those of the first chunk.
+    The cache is keyed by picture content, weights and input size. The principal components are
+    those of the first chunk.
     """
     key = hashlib.sha256(f"maps:{backbone_digest(network)}:{preprocessing}".encode()).hexdigest()[:16]
-    folder = cache / key
-    folder.mkdir(parents=True, exist_ok=True)
-    basis = _Basis(folder / "basis.npz")
-    known: dict[str, np.ndarray] = {}
-    for chunk in sorted(folder.glob("*-maps.npz")):
-        with np.load(chunk) as data:
-            known.update(zip(data["digests"].tolist(), data["features"]))
-    # by digest: the first chunk, which gives the components, is a sample of all classes
-    missing = sorted({p.digest: p for p in pictures if p.digest not in known}.values(), key=lambda p: p.digest)
-    device = next(network.parameters()).device
-    progress = Progress("computing teacher maps", len(missing))
-    for start in range(0, len(missing), CHUNK):
-        part = missing[start : start + CHUNK]
-        rows = []
-        loader = DataLoader(_WholePictures([p.path for p in part], preprocessing.crop), batch_size=32, num_workers=1)
-        with torch.inference_mode():
-            for arrays in loader:
-                with autocast(device):
-                    maps, _ = maps_and_logits(network, preprocessing.to_tensor(arrays.numpy()).to(device))
-                rows.append(maps.to(torch.float16).contiguous().cpu().numpy())
-                progress.advance(len(maps))
-        features = basis.reduce(np.concatenate(rows))  # (n, D, h, w)
-        digests = np.array([p.digest for p in part])
-        _save(folder / f"{part[0].digest[:16]}-{len(part)}-maps.npz", digests=digests, features=features)
-        known.update(zip(digests.tolist(), features))
-    reduced = torch.from_numpy(np.stack([known[p.digest] for p in pictures]))  # (N, D, h, w) float16
+    basis = _Basis(cache / key / "basis.npz")
+    view = partial(_stretched, side=preprocessing.crop)
+
+    def compute(part: Sequence[Picture], progress: Progress) -> np.ndarray:
+        maps = feature_maps(network, batches([p.path for p in part], preprocessing, view), progress)
+        return basis.reduce(np.concatenate([m.to(torch.float16).contiguous().cpu().numpy() for m in maps]))
+
+    reduced = cached_rows(cache / key, "computing teacher maps", pictures, compute)  # (N, D, h, w) float16
     return TeacherMaps(reduced, basis.logits(reduced, network.classifier))
 
 
@@ -146,7 +116,7 @@ class _Basis:
             flat = places.reshape(-1, places.shape[3]) - self.mean  # (n h w, F)
             _, vectors = np.linalg.eigh(flat.T @ flat)  # ascending
             self.components = np.ascontiguousarray(vectors[:, ::-1][:, :COMPONENTS].T)  # (D, F)
-            _save(self.path, mean=self.mean, components=self.components)
+            save_arrays(self.path, mean=self.mean, components=self.components)
         return np.moveaxis((places - self.mean) @ self.components.T, 3, 1).astype(np.float16)
 
     def logits(self, reduced: torch.Tensor, classifier: nn.Linear) -> torch.Tensor:
@@ -159,10 +129,3 @@ class _Basis:
             for part in torch.split(reduced, CHUNK)
         ]
         return torch.cat(parts)
-
-
-def _save(path: Path, **arrays: np.ndarray) -> None:
-    temporary = path.with_name(f"{os.getpid()}.part")
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    os.replace(temporary, path)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models.densenet import DenseNet
 
@@ -19,6 +20,8 @@ from scripts.lib.console import Progress
 from scripts.lib.training.dataset import MAX_PIXELS, Picture
 
 CHUNK = 1024
+View = Callable[[Image.Image], np.ndarray]
+"""RGB image → (side, side, 3) uint8."""
 
 
 def autocast_type(device: torch.device) -> torch.dtype:
@@ -50,25 +53,32 @@ def maps_and_logits(network: DenseNet, images: torch.Tensor) -> tuple[torch.Tens
     return maps, network.classifier(pooled)  # (N, classes)
 
 
-class ExactPictures(Dataset[torch.Tensor]):
-    """Pictures as the server sees them: item ``i`` is (crop, crop, 3) uint8."""
+class _Views(Dataset[torch.Tensor]):
+    """Picture files through one view each: item ``i`` is (side, side, 3) uint8."""
 
-    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing) -> None:
-        self.paths, self.preprocessing = paths, preprocessing
+    def __init__(self, paths: Sequence[Path], view: View) -> None:
+        self.paths, self.view = paths, view
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        image = decode(self.paths[index].read_bytes(), MAX_PIXELS)
-        return torch.from_numpy(self.preprocessing.to_array(image).copy())  # (crop, crop, 3) uint8
+        return torch.from_numpy(np.array(self.view(decode(self.paths[index].read_bytes(), MAX_PIXELS))))
 
 
-def exact_batches(
-    paths: Sequence[Path], preprocessing: Preprocessing, batch: int = 32, workers: int = 1
+def batches(
+    paths: Sequence[Path], preprocessing: Preprocessing, view: View | None = None, batch: int = 32
 ) -> Iterable[torch.Tensor]:
-    """Batches (N, 3, crop, crop), normalised, in the order of ``paths``."""
-    for arrays in DataLoader(ExactPictures(paths, preprocessing), batch_size=batch, num_workers=workers):
+    """Batches (N, 3, side, side), normalised, in the order of ``paths``.
+
+    Args:
+        paths: picture files.
+        preprocessing: normalises, and gives the view where there is none: what the server sees.
+        view: RGB image → (side, side, 3) uint8.
+        batch: pictures in each.
+    """
+    views = _Views(paths, view or preprocessing.to_array)
+    for arrays in DataLoader(views, batch_size=batch, num_workers=1):
         yield preprocessing.to_tensor(arrays.numpy())
 
 
@@ -82,41 +92,68 @@ def backbone_digest(network: DenseNet) -> str:
     return digest.hexdigest()
 
 
+def cached_rows(
+    folder: Path, what: str, pictures: Sequence[Picture], compute: Callable[[Sequence[Picture], Progress], np.ndarray]
+) -> torch.Tensor:
+    """A row a picture, in their order; those that ``folder`` holds aren't computed again.
+
+    It is written in chunks of pictures in the order of their digests (a mixture of all classes),
+    so an interrupted run goes on where it was.
+
+    Args:
+        folder: of the cache, for this one way to compute.
+        what: for the progress.
+        pictures: with their digests.
+        compute: pictures → as many rows; advances the progress.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    known: dict[str, np.ndarray] = {}
+    for chunk in sorted(folder.glob("*-*.npz")):
+        with np.load(chunk) as data:
+            known.update(zip(data["digests"].tolist(), data["features"]))
+    missing = sorted({p.digest: p for p in pictures if p.digest not in known}.values(), key=lambda p: p.digest)
+    progress = Progress(what, len(missing))
+    for start in range(0, len(missing), CHUNK):
+        part = missing[start : start + CHUNK]
+        rows = compute(part, progress)
+        digests = np.array([p.digest for p in part])
+        save_arrays(folder / f"{part[0].digest[:16]}-{len(part)}.npz", digests=digests, features=rows)
+        known.update(zip(digests.tolist(), rows))
+    return torch.from_numpy(np.stack([known[p.digest] for p in pictures]))
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write an ``.npz`` file so that a reader sees all of it or nothing."""
+    temporary = path.with_name(f"{os.getpid()}.part")
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    os.replace(temporary, path)
+
+
+def feature_maps(network: DenseNet, images: Iterable[torch.Tensor], progress: Progress) -> Iterator[torch.Tensor]:
+    """The last feature maps (N, F, h, w) of each batch, computed where the network is, in mixed precision."""
+    device = next(network.parameters()).device
+    for batch in images:
+        with torch.inference_mode(), autocast(device):
+            maps, _ = maps_and_logits(network, batch.to(device))
+        yield maps
+        progress.advance(len(maps))
+
+
 def cached_features(
     network: DenseNet, preprocessing: Preprocessing, pictures: Sequence[Picture], cache: Path
 ) -> torch.Tensor:
     """Pooled features of ``pictures``; those that ``cache`` holds aren't computed again.
 
-    The cache is keyed by picture content, weights and preprocessing. It is written in chunks, so
-    an interrupted run goes on where it was.
+    The cache is keyed by picture content, weights and preprocessing.
 
     Returns:
         (N, F) float32, in the order of ``pictures``.
     """
+
+    def compute(part: Sequence[Picture], progress: Progress) -> np.ndarray:
+        maps = feature_maps(network, batches([p.path for p in part], preprocessing), progress)
+        return np.concatenate([m.float().mean(dim=(2, 3)).cpu().numpy().astype(np.float16) for m in maps])  # (n, F)
+
     key = hashlib.sha256(f"{backbone_digest(network)}:{preprocessing}".encode()).hexdigest()[:16]
-    folder = cache / key
-    folder.mkdir(parents=True, exist_ok=True)
-    known: dict[str, np.ndarray] = {}
-    for chunk in sorted(folder.glob("*.npz")):
-        with np.load(chunk) as data:
-            known.update(zip(data["digests"].tolist(), data["features"]))
-    missing = list({p.digest: p for p in pictures if p.digest not in known}.values())
-    progress = Progress("computing features", len(missing))
-    for start in range(0, len(missing), CHUNK):
-        part = missing[start : start + CHUNK]
-        rows = []
-        device = next(network.parameters()).device
-        with torch.inference_mode():
-            for images in exact_batches([p.path for p in part], preprocessing):
-                with autocast(device):
-                    maps, _ = maps_and_logits(network, images.to(device))
-                rows.append(maps.float().mean(dim=(2, 3)).cpu().numpy().astype(np.float16))
-                progress.advance(len(maps))
-        features = np.concatenate(rows)  # (n, F)
-        digests = np.array([p.digest for p in part])
-        temporary = folder / f"{os.getpid()}.part"
-        with temporary.open("wb") as file:
-            np.savez(file, digests=digests, features=features)
-        os.replace(temporary, folder / f"{part[0].digest[:16]}-{len(part)}.npz")
-        known.update(zip(digests.tolist(), features))
-    return torch.from_numpy(np.stack([known[p.digest] for p in pictures])).float()  # (N, F)
+    return cached_rows(cache / key, "computing features", pictures, compute).float()  # (N, F)

@@ -12,7 +12,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torchvision.models.densenet import DenseNet
@@ -44,7 +43,7 @@ from scripts.lib.training.dataset import (
 )
 from scripts.lib.training.distillation import TeacherMaps, teacher_maps
 from scripts.lib.training.features import cached_features
-from scripts.lib.training.trainer import Recipe, Trainer, predict_logits, train_classifier, write_metrics
+from scripts.lib.training.trainer import Recipe, Trainer, predict_logits, top1_and_loss, train_classifier, write_metrics
 
 REPORT = "report.html"
 
@@ -198,10 +197,7 @@ def _train_last_layer(
 
         def measure(classifier: nn.Linear) -> tuple[float, float]:
             with torch.inference_mode():
-                logits = classifier(val_features)  # (N, C)
-            return float((logits.argmax(dim=1) == val_targets).float().mean()), float(
-                F.cross_entropy(logits, val_targets)
-            )
+                return top1_and_loss(classifier(val_features), val_targets)
 
     classifier, history = train_classifier(
         *featured(split.train),

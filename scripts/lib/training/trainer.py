@@ -25,7 +25,7 @@ from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError, Progress, duration, say
 from scripts.lib.training.dataset import MAX_PIXELS, Picture
 from scripts.lib.training.distillation import TeacherMaps
-from scripts.lib.training.features import autocast, autocast_type, exact_batches, maps_and_logits
+from scripts.lib.training.features import autocast, autocast_type, batches, maps_and_logits
 
 METRICS = "metrics.csv"
 
@@ -337,8 +337,13 @@ class Trainer:
         with autocast(self.device):
             logits = predict_logits(network, [p.path for p in self.val_pictures], self.preprocessing, self.device)
         targets = torch.tensor([self.targets[p.label] for p in self.val_pictures])
-        right = (logits.argmax(dim=1) == targets).float().mean()
-        return float(right), float(F.cross_entropy(logits, targets))
+        return top1_and_loss(logits, targets)
+
+
+def top1_and_loss(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
+    """Top-1 accuracy, 0 to 1, and cross-entropy of logits (N, C) with class indices (N,)."""
+    right = (logits.argmax(dim=1) == targets).float().mean()
+    return float(right), float(F.cross_entropy(logits, targets))
 
 
 def write_metrics(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
@@ -356,7 +361,7 @@ def predict_logits(
     rows = []
     progress = Progress(what, len(paths), every=20 if what else 3600)
     with torch.inference_mode():
-        for images in exact_batches(paths, preprocessing, batch=32):
+        for images in batches(paths, preprocessing):
             rows.append(network(images.to(device)).float().cpu())
             progress.advance(len(images))
     return torch.cat(rows)  # (N, classes)
