@@ -21,8 +21,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Per-channel standard deviation of ImageNet's pictures, range 0 to 1 (same source)."""
 
-RUNTIMES = ("torch",)
-PRECISIONS = ("float32",)
+RUNTIMES = ("torch", "openvino")
+PRECISIONS = ("float32", "bfloat16")
 MAX_INPUT_PX = 2048
 
 

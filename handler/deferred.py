@@ -1,8 +1,8 @@
 """Heavy imports that TorchServe and torchvision make for one name each, put off until that name is used.
 
 torchvision imports ``torch._dynamo`` (and with it sympy and ``torch.distributed``) for a question that
-``roi_align`` asks; TorchServe's vision handler imports captum (and with it matplotlib) for its
-explanations. A worker here needs neither: half of its imports' time and 175 MB.
+``roi_align`` asks; TorchServe imports captum (and with it matplotlib) for its explanations, and
+OpenVINO's backend of ``torch.compile`` where OpenVINO is installed. A worker here needs neither: half of its imports' time and 175 MB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-HEAVY = {"torch._dynamo.utils": "is_compile_supported", "captum.attr": "IntegratedGradients"}
+HEAVY = {
+    "torch._dynamo.utils": "is_compile_supported",
+    "captum.attr": "IntegratedGradients",
+    "openvino.torch": "backend",
+}
 """Module to the one name that is taken from it."""
 
 

@@ -11,10 +11,12 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -22,11 +24,10 @@ from handler.card import CardError, ModelCard, check_labels
 from handler.deferred import deferred
 from handler.errors import NotSupported, RequestError
 from handler.hold import requested_hold, wait_for_release
-from handler.images import decode
-from handler.network import check_hash, load_network
 from handler.payload import Payload, header, parse
 from handler.preprocessing import Preprocessing
 from handler.responses import Response, describe_response, error_response, prediction_response
+from handler.runtimes import load_runtime
 from handler.topk import top_predictions
 
 with deferred():
@@ -70,29 +71,30 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         cuda = torch.cuda.is_available() and gpu_id is not None
         self.map_location = "cuda" if cuda else "cpu"
         self.device = torch.device(f"cuda:{gpu_id}" if cuda else "cpu")
-        torch.set_num_threads(self.card.threads_per_worker)
         self.model_pt_path = str(model_dir / context.manifest["model"]["serializedFile"])
-        self.model = load_network(self.card, Path(self.model_pt_path), self.device)
-        check_hash(Path(self.model_pt_path), self.card)
+        self.runtime = load_runtime(self.card, model_dir, Path(self.model_pt_path), self.device)
         self.preprocessing = Preprocessing.of(self.card)
-        self.image_processing = self.preprocessing.to_array
+        self.image_processing = partial(self.preprocessing.read, max_pixels=self.max_pixels)
         self._payloads: list[Payload | RequestError | None] = []  # None: a request for the card
         self._warm_up()
         self.initialized = True
-        logger.info("%s is ready on %s: %d classes", self.card.name, self.device, self.card.num_classes)
+        logger.info(
+            "%s is ready: %d classes, %s %s on %s",
+            *(self.card.name, self.card.num_classes, self.runtime.name, self.runtime.precision, self.device),
+        )
 
     def describe_handle(self) -> dict[str, Any]:
         """The model card, for ``GET /models/densenet?customized=true`` of the management API."""
         return self.card.to_dict()
 
-    def preprocess(self, data: list[dict[str, Any]]) -> torch.Tensor:
+    def preprocess(self, data: list[dict[str, Any]]) -> npt.NDArray[np.uint8]:
         """Parse and decode a batch of requests; what is wrong with one is kept for its answer.
 
         Args:
             data: a row a request.
 
         Returns:
-            (P, 3, crop, crop) float32, the pictures of all requests that can be served, in order.
+            (P, crop, crop, 3), the pictures of all requests that can be served, in order.
         """
         hold = requested_hold(self._headers(0)) if len(data) == 1 else None
         if hold:
@@ -108,31 +110,30 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
             except RequestError as error:
                 self._payloads.append(error)
         size = self.card.crop
-        batch = np.stack(arrays) if arrays else np.empty((0, size, size, 3), dtype=np.uint8)  # (P, crop, crop, 3)
-        return self.preprocessing.to_tensor(batch)  # (P, 3, crop, crop)
+        return np.stack(arrays) if arrays else np.empty((0, size, size, 3), dtype=np.uint8)  # (P, crop, crop, 3)
 
-    def inference(self, data: torch.Tensor) -> torch.Tensor:
-        """Logits (P, classes) of a batch (P, 3, crop, crop); P may be 0."""
+    def inference(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Logits (P, classes) of a batch (P, crop, crop, 3); P may be 0."""
         if not len(data):
-            return torch.empty(0, self.card.num_classes)
-        with torch.inference_mode():
-            return self.model(data.to(self.device))  # type: ignore[no-any-return]  # (P, classes)
+            return np.empty((0, self.card.num_classes), dtype=np.float32)
+        return self.runtime.logits(data)  # (P, classes)
 
-    def postprocess(self, data: torch.Tensor) -> list[str]:
+    def postprocess(self, data: npt.NDArray[np.float32]) -> list[str]:
         """One answer a request, with its own status and content type.
 
         Args:
             data: (P, classes) logits of the pictures that ``preprocess`` returned.
         """
         answers = []
-        rows = iter(data)
+        start = 0
         for index, payload in enumerate(self._payloads):
             if isinstance(payload, RequestError):
                 response = error_response(payload)
             elif payload is None:
                 response = describe_response(self.describe_handle())
             else:
-                logits = torch.stack([next(rows) for _ in payload.pictures])  # (pictures, classes)
+                logits = data[start : start + len(payload.pictures)]  # (pictures, classes)
+                start += len(payload.pictures)
                 predictions = top_predictions(logits, self.labels, payload.topk or self.topk, self.card.temperature)
                 accept = header(self._headers(index), "accept")
                 response = prediction_response(predictions, accept, payload.topk is not None, payload.instances)
@@ -163,7 +164,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         arrays = []
         for number, picture in enumerate(payload.pictures):
             try:
-                arrays.append(self.image_processing(decode(picture, self.max_pixels)))  # (crop, crop, 3) uint8
+                arrays.append(self.image_processing(picture))  # (crop, crop, 3) uint8
             except RequestError as error:
                 if payload.instances:
                     raise type(error)(f"instance {number}: {error}") from None
@@ -185,11 +186,10 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         buffer = io.BytesIO()
         Image.new("RGB", (self.card.resize, self.card.resize), "grey").save(buffer, "JPEG")
         for _ in range(WARM_UP_RUNS):
-            array = self.image_processing(decode(buffer.getvalue(), self.max_pixels))
-            with torch.inference_mode():
-                logits = self.model(self.preprocessing.to_tensor(array[None]).to(self.device))
+            array = self.image_processing(buffer.getvalue())
+            logits = self.inference(array[None])
             top_predictions(logits, self.labels, self.topk)
-        if not torch.isfinite(logits).all():
+        if not np.isfinite(logits).all():
             raise CardError("the network answers a blank picture with infinite or undefined logits; retrain it")
         logger.info("warmed up in %.1f s", time.monotonic() - start)
 

@@ -15,6 +15,10 @@ import torch
 from PIL import Image
 
 from handler.card import ModelCard
+from handler.images import decode
+
+DRAFT_MARGIN = 1
+"""How many times ``resize`` a JPEG's sides stay at least when it is reduced while it is decoded."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,18 @@ class Preprocessing:
     def of(cls, card: ModelCard) -> Preprocessing:
         """The preprocessing that ``card`` asks for."""
         return cls(card.resize, card.crop, card.mean, card.std)
+
+    def read(self, data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
+        """What the network sees of a picture file: (crop, crop, 3) uint8, 0 to 255.
+
+        Args:
+            data: the bytes of a picture file.
+            max_pixels: width times height at most.
+
+        Raises:
+            InvalidImage, ImageTooLarge: see :func:`handler.images.decode`.
+        """
+        return self.to_array(decode(data, max_pixels, self.resize * DRAFT_MARGIN))
 
     def to_array(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """The centre of an RGB image, scaled so that its shorter side is ``resize`` px.
@@ -61,6 +77,11 @@ class Preprocessing:
             (N, 3, H, W) float32, stored channels last, about -2.2 to 2.7 with ImageNet's mean and std.
         """
         pixels = torch.tensor(batch).permute(0, 3, 1, 2)  # (N, 3, H, W) uint8, channels last
+        scale, shift = self.scale_and_shift()
+        return pixels.float().mul_(scale).add_(shift)  # (N, 3, H, W) float32
+
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scaling to 0…1 and normalisation in one: factor and summand a channel, (3, 1, 1) each."""
         scale = torch.tensor([1 / (255 * s) for s in self.std]).view(3, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)]).view(3, 1, 1)
-        return pixels.float().mul_(scale).add_(shift)  # (N, 3, H, W) float32
+        return scale, shift

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.lib.console import say
 from scripts.lib.environment import run
-from scripts.lib.options import add_weights_options
+from scripts.lib.options import add_runtime_options, add_weights_options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="build_archive.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_weights_options(parser)
+    add_runtime_options(parser)
     return parser
 
 
@@ -33,10 +34,13 @@ def main(args: argparse.Namespace) -> int:
     """Build the archive if an input changed."""
     from handler.card import sha256_of
     from scripts.lib.archive import ensure_archive
+    from scripts.lib.training.dataset import labelled
     from scripts.lib.weights import resolve_weights
 
     model = resolve_weights(args.weights, args.arch)
-    archive, built = ensure_archive(model, args.model_store)
+    archive, card, built = ensure_archive(
+        model, args.model_store, args.runtime, args.precision, labelled(args.pictures, args.labels)
+    )
     size, what = archive.stat().st_size / 1e6, "built" if built else "up to date"
     say(f"{archive}: {what}, {model.card.name}, {model.card.num_classes} classes, {size:.1f} MB")
     say(f"SHA-256 {sha256_of(archive)}")

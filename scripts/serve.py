@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.lib.console import CommandError, duration, say
 from scripts.lib.environment import java_home, run
-from scripts.lib.options import add_port_option, add_weights_options, positive
+from scripts.lib.options import add_port_option, add_runtime_options, add_weights_options, positive
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="serve.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_weights_options(parser)
+    add_runtime_options(parser)
     add_port_option(parser)
     add = parser.add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="where inference listens; 0.0.0.0 for every network")
@@ -50,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
     from scripts.lib.archive import ensure_archive
     from scripts.lib.server import check_start, default_workers, start_server, stop_server, wait_until_ready
     from scripts.lib.serving import announce, wait_for_end, warm_up
+    from scripts.lib.training.dataset import labelled
     from scripts.lib.weights import resolve_weights
 
     if not args.token and args.management_host not in ("127.0.0.1", "localhost", "::1"):
@@ -60,7 +62,9 @@ def main(args: argparse.Namespace) -> int:
     check_start(args.port, args.host, args.management_host)
     home = java_home()
     model = resolve_weights(args.weights, args.arch)
-    archive, built = ensure_archive(model, args.model_store)
+    archive, card, built = ensure_archive(
+        model, args.model_store, args.runtime, args.precision, labelled(args.pictures, args.labels)
+    )
     say(f"{'built' if built else 'using'} {archive}: {model.card.name}, {model.card.num_classes} classes")
     started = time.monotonic()
     server = start_server(

@@ -11,19 +11,21 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from handler.card import CardError
+from handler.card import CardError, ModelCard
 from handler.network import load_network
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError
+from scripts.lib.conversion import settle
 from scripts.lib.model_folder import LABELS, WEIGHTS, ModelFolder, write_atomically
 from scripts.lib.paths import CONFIG, HANDLER, MODEL_NAME, MODEL_STORE
+from scripts.lib.training.dataset import Picture
 
 VERSION = "1.0"
 ENTRY = "densenet_handler.py"
@@ -38,21 +40,29 @@ def archive_path(model_store: Path = MODEL_STORE) -> Path:
     return model_store / f"{MODEL_NAME}.mar"
 
 
-def archive_inputs(model: ModelFolder) -> dict[str, bytes]:
-    """Every file of the archive by its path in it, but for the manifest that torch-model-archiver adds."""
+def archive_inputs(
+    model: ModelFolder, card: ModelCard | None = None, converted: Mapping[str, bytes] | None = None
+) -> dict[str, bytes]:
+    """Every file of the archive by its path in it, but for the manifest that torch-model-archiver adds.
+
+    Args:
+        model: the model folder.
+        card: the card with runtime and precision settled; the folder's own without it.
+        converted: files of the runtime beside the weights.
+    """
     template = (CONFIG / MODEL_CONFIG).read_text(encoding="utf-8")
     check_model_config(yaml.safe_load(template))
-    card = yaml.safe_dump({"handler": model.card.to_dict()}, sort_keys=False, allow_unicode=True, width=100)
+    card = yaml.safe_dump({"handler": (card or model.card).to_dict()}, sort_keys=False, allow_unicode=True, width=100)
     files = {
         ENTRY: (HANDLER / ENTRY).read_bytes(),
         MODEL_CONFIG: (template + card).encode(),
         LABELS: (model.path / LABELS).read_bytes(),
         WEIGHTS: model.weights.read_bytes(),
     }
-    for source in sorted(HANDLER.glob("*.py")):
+    for source in sorted(HANDLER.rglob("*.py")):
         if source.name != ENTRY:
-            files[f"handler/{source.name}"] = source.read_bytes()
-    return files
+            files[f"handler/{source.relative_to(HANDLER).as_posix()}"] = source.read_bytes()
+    return files | dict(converted or {})
 
 
 KNOWN_KEYS = frozenset(
@@ -109,22 +119,34 @@ def is_current(archive: Path, digest: str) -> bool:
         return False
 
 
-def ensure_archive(model: ModelFolder, model_store: Path = MODEL_STORE) -> tuple[Path, bool]:
+def ensure_archive(
+    model: ModelFolder,
+    model_store: Path = MODEL_STORE,
+    runtime: str = "auto",
+    precision: str = "auto",
+    pictures: Sequence[Picture] = (),
+) -> tuple[Path, ModelCard, bool]:
     """The archive of ``model`` in ``model_store``, built if it is missing, broken or stale.
 
+    Args:
+        model: the model folder.
+        model_store: where the archive goes.
+        runtime, precision, pictures: as for :func:`settle`.
+
     Returns:
-        The archive and whether it was built now.
+        The archive, its card, and whether it was built now.
 
     Raises:
         CommandError, CardError: weights, labels, card and settings don't fit each other.
     """
-    files = archive_inputs(model)
+    card, converted = settle(model, runtime, precision, pictures)
+    files = archive_inputs(model, card, converted)
     archive = archive_path(model_store)
     if is_current(archive, inputs_digest(files)):
-        return archive, False
+        return archive, card, False
     validate(model)
     write_atomically(archive, build_archive(files))
-    return archive, True
+    return archive, card, True
 
 
 def validate(model: ModelFolder) -> None:
@@ -156,6 +178,8 @@ def build_archive(files: Mapping[str, bytes]) -> bytes:
         package = stage / "package"
         package.mkdir()
         shutil.move(stage / "handler", package / "handler")
+        known = {WEIGHTS, ENTRY, MODEL_CONFIG}
+        extra = [package, *(stage / name for name in files if "/" not in name and name not in known)]
         # torch-model-archiver stages everything in <temp folder>/densenet: give it one of its own
         environment = {**os.environ, "TMPDIR": temporary, "TEMP": temporary, "TMP": temporary}
         command = [
@@ -163,7 +187,7 @@ def build_archive(files: Mapping[str, bytes]) -> bytes:
             *("--model-name", MODEL_NAME, "--version", VERSION),
             *("--serialized-file", str(stage / WEIGHTS), "--handler", str(stage / ENTRY)),
             *("--config-file", str(stage / MODEL_CONFIG)),
-            *("--extra-files", f"{stage / LABELS},{package}", "--export-path", str(out)),
+            *("--extra-files", ",".join(map(str, extra)), "--export-path", str(out)),
         ]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         packed = out / f"{MODEL_NAME}.mar"

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 
 from handler.card import ModelCard
 from handler.errors import RequestError
-from handler.images import decode
 from handler.network import load_network
 from handler.preprocessing import Preprocessing
 from scripts.lib.client import Client
@@ -243,7 +242,7 @@ def _in_process(model: ModelFolder, pictures: Sequence[Picture]) -> list[torch.T
     rows: list[torch.Tensor | None] = []
     for picture in progress.over(pictures):
         try:
-            array = preprocessing.to_array(decode(picture.path.read_bytes(), MAX_PIXELS))  # (crop, crop, 3)
+            array = preprocessing.read(picture.path.read_bytes(), MAX_PIXELS)  # (crop, crop, 3)
         except (OSError, RequestError) as error:
             warn(f"left out {picture.path}: {error}")
             rows.append(None)

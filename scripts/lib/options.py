@@ -32,6 +32,30 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    """``--runtime``, ``--precision``, ``--pictures`` and ``--labels``: how the network computes."""
+    parser.add_argument(
+        "--runtime",
+        default="auto",
+        choices=["auto", "torch", "openvino"],
+        help="what computes; auto: OpenVINO where it is installed and no GPU serves, else torch (default auto)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "float32", "bfloat16"],
+        help="auto: bfloat16 where the processor computes in it and it keeps the accuracy, else float32 (default auto)",
+    )
+    parser.add_argument(
+        "--pictures",
+        nargs="+",
+        default=[],
+        metavar="DATA",
+        help="labelled pictures on which a reduced precision is measured: a folder with a folder per class, or CLASS=FOLDER",
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="JSON, class folder of --pictures to label")
+
+
 def add_port_option(parser: argparse.ArgumentParser) -> None:
     """``--port``, which names a server on this machine."""
     parser.add_argument(

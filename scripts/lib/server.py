@@ -244,7 +244,8 @@ def start_server(
     temporary = Path(tempfile.mkdtemp(prefix="densenet-"))
     command = [
         *(sys.executable, "-m", "ts.model_server", "--start", "--no-config-snapshots"),
-        *("--ts-config", str(config), "--model-store", str(model_store.resolve())),
+        *("--ts-config", str(config), "--log-config", str(CONFIG / "log4j2.xml")),
+        *("--model-store", str(model_store.resolve())),
         *("--models", f"{MODEL_NAME}={MODEL_NAME}.mar"),
     ]
     with (folder / "server.log").open("wb") as log:

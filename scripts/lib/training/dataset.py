@@ -16,6 +16,7 @@ from PIL import Image
 from handler.errors import RequestError
 from handler.images import decode
 from scripts.lib.console import CommandError, Progress, warn
+from scripts.lib.model_folder import read_json
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 MAX_PIXELS = 200_000_000
@@ -83,6 +84,11 @@ def find_pictures(sources: Sequence[str], labels: Mapping[str, str] | None = Non
     if len(found) < 2:
         raise CommandError(f"found one class only ({found.pop()!r}); a classifier needs at least two class folders")
     return pictures
+
+
+def labelled(sources: Sequence[str], labels: Path | None) -> list[Picture]:
+    """:func:`find_pictures` of a command's ``DATA`` and ``--labels``; none of no data."""
+    return find_pictures(sources, read_json(labels) if labels else None) if sources else []
 
 
 @dataclass(frozen=True)
