@@ -40,29 +40,27 @@ def archive_path(model_store: Path = MODEL_STORE) -> Path:
     return model_store / f"{MODEL_NAME}.mar"
 
 
-def archive_inputs(
-    model: ModelFolder, card: ModelCard | None = None, converted: Mapping[str, bytes] | None = None
-) -> dict[str, bytes]:
+def archive_inputs(model: ModelFolder, card: ModelCard, converted: Mapping[str, bytes]) -> dict[str, bytes]:
     """Every file of the archive by its path in it, but for the manifest that torch-model-archiver adds.
 
     Args:
         model: the model folder.
-        card: the card with runtime and precision settled; the folder's own without it.
+        card: the card with runtime and precision settled.
         converted: files of the runtime beside the weights.
     """
     template = (CONFIG / MODEL_CONFIG).read_text(encoding="utf-8")
     check_model_config(yaml.safe_load(template))
-    card = yaml.safe_dump({"handler": (card or model.card).to_dict()}, sort_keys=False, allow_unicode=True, width=100)
+    section = yaml.safe_dump({"handler": card.to_dict()}, sort_keys=False, allow_unicode=True, width=100)
     files = {
         ENTRY: (HANDLER / ENTRY).read_bytes(),
-        MODEL_CONFIG: (template + card).encode(),
+        MODEL_CONFIG: (template + section).encode(),
         LABELS: (model.path / LABELS).read_bytes(),
         WEIGHTS: model.weights.read_bytes(),
     }
     for source in sorted(HANDLER.rglob("*.py")):
         if source.name != ENTRY:
             files[f"handler/{source.relative_to(HANDLER).as_posix()}"] = source.read_bytes()
-    return files | dict(converted or {})
+    return files | dict(converted)
 
 
 KNOWN_KEYS = frozenset(
@@ -140,13 +138,29 @@ def ensure_archive(
         CommandError, CardError: weights, labels, card and settings don't fit each other.
     """
     card, converted = settle(model, runtime, precision, pictures)
+    archive, built = write_archive(model, card, converted, model_store)
+    return archive, card, built
+
+
+def write_archive(
+    model: ModelFolder, card: ModelCard, converted: Mapping[str, bytes], model_store: Path
+) -> tuple[Path, bool]:
+    """The archive of ``model`` with a settled card, built if it is missing, broken or stale.
+
+    Args:
+        model, card, converted: as for :func:`archive_inputs`.
+        model_store: where the archive goes.
+
+    Returns:
+        The archive and whether it was built now.
+    """
     files = archive_inputs(model, card, converted)
     archive = archive_path(model_store)
     if is_current(archive, inputs_digest(files)):
-        return archive, card, False
+        return archive, False
     validate(model)
     write_atomically(archive, build_archive(files))
-    return archive, card, True
+    return archive, True
 
 
 def validate(model: ModelFolder) -> None:

@@ -108,6 +108,18 @@ def settle(
     return card, files
 
 
+def convert(model: ModelFolder, runtime: str, precision: str) -> tuple[ModelCard, dict[str, bytes]]:
+    """As :func:`settle`, without a measurement of accuracy: for weights that have none, as a benchmark's.
+
+    Args:
+        model: the model.
+        runtime: ``torch`` or ``openvino``.
+        precision: ``float32`` or ``bfloat16``.
+    """
+    files = _converted(model) if runtime == "openvino" else {}
+    return replace(model.card, runtime=runtime, precision=precision), files
+
+
 def _openvino() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
