@@ -22,7 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Per-channel standard deviation of ImageNet's pictures, range 0 to 1 (same source)."""
 
 RUNTIMES = ("torch", "openvino")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 MAX_INPUT_PX = 2048
 
 
@@ -65,8 +65,9 @@ class ModelCard:
 
     Sizes are pixels, ``mean`` and ``std`` are per RGB channel in the range 0 to 1, ``temperature``
     divides the logits before the softmax (Guo et al., "On Calibration of Modern Neural Networks",
-    2017; 1 leaves them as they are), ``weights_sha256`` is the hash of the weights file in hex.
-    ``accuracy`` and ``training`` are free-form records of what was measured and how it was made.
+    2017; 1 leaves them as they are), ``weights_sha256`` is the hash of the weights file in hex,
+    ``converted_sha256`` that of the runtime's own files (:func:`handler.runtimes.converted_sha256`),
+    "" where it has none. ``accuracy`` and ``training`` are free-form records of what was measured and how it was made.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ModelCard:
     precision: str = "float32"
     threads_per_worker: int = 1
     weights_sha256: str = ""
+    converted_sha256: str = ""
     dataset: str = ""
     licence: str = ""
     accuracy: dict[str, Any] = field(default_factory=dict)
@@ -123,9 +125,12 @@ class ModelCard:
                 f"precision must be one of {', '.join(PRECISIONS)}, is {self.precision!r}",
             ),
             (self.threads_per_worker >= 1, f"threads_per_worker must be at least 1, is {self.threads_per_worker}"),
-            (
-                re.fullmatch(r"([0-9a-f]{64})?", self.weights_sha256) is not None,
-                f"weights_sha256 must be 64 hex digits, is {self.weights_sha256!r}",
+            *(
+                (re.fullmatch(r"([0-9a-f]{64})?", value) is not None, f"{name} must be 64 hex digits, is {value!r}")
+                for name, value in (
+                    ("weights_sha256", self.weights_sha256),
+                    ("converted_sha256", self.converted_sha256),
+                )
             ),
         ]
         problems = [problem for holds, problem in rules if not holds]

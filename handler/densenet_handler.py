@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,13 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         self.map_location = "cuda" if cuda else "cpu"
         self.device = torch.device(f"cuda:{gpu_id}" if cuda else "cpu")
         self.model_pt_path = str(model_dir / context.manifest["model"]["serializedFile"])
-        self.runtime = load_runtime(self.card, model_dir, Path(self.model_pt_path), self.device)
+        compiler = (config.get("pt2") or {}).get("compile")
+        self.runtime = load_runtime(self.card, model_dir, Path(self.model_pt_path), self.device, compiler)
         self.preprocessing = Preprocessing.of(self.card)
         self.image_processing = partial(self.preprocessing.read, max_pixels=self.max_pixels)
         self._payloads: list[Payload | RequestError | None] = []  # None: a request for the card
+        threads = self.card.threads_per_worker
+        self._decoders = ThreadPoolExecutor(threads) if threads > 1 else None
         self._warm_up()
         self.initialized = True
         logger.info(
@@ -99,16 +103,11 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         hold = requested_hold(self._headers(0)) if len(data) == 1 else None
         if hold:
             wait_for_release(hold)
-        self._payloads = []
-        arrays = []
-        for index, row in enumerate(data):
-            try:
-                payload = self._parse(row, index)
-                if payload:
-                    arrays += self._decode(payload)
-                self._payloads.append(payload)
-            except RequestError as error:
-                self._payloads.append(error)
+        each = (self._decoders.map if self._decoders else map)(self._read, data, range(len(data)))
+        self._payloads, arrays = [], []
+        for payload, pictures in each:
+            self._payloads.append(payload)
+            arrays += pictures
         size = self.card.crop
         return np.stack(arrays) if arrays else np.empty((0, size, size, 3), dtype=np.uint8)  # (P, crop, crop, 3)
 
@@ -159,6 +158,14 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         if headers.get("explain") == "True":
             raise NotSupported("explanations aren't served by this model; send the picture to /predictions instead")
         return parse(row, headers, self.card.num_classes, self.max_instances)
+
+    def _read(self, row: dict[str, Any], index: int) -> tuple[Payload | RequestError | None, list[np.ndarray]]:
+        """What a request is, or what is wrong with it, and its pictures as arrays."""
+        try:
+            payload = self._parse(row, index)
+            return payload, self._decode(payload) if payload else []
+        except RequestError as error:
+            return error, []
 
     def _decode(self, payload: Payload) -> list[np.ndarray]:
         arrays = []

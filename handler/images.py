@@ -39,6 +39,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation to what sets the picture upright (CIPA DC-008, tag 0x0112)."""
+_SWAPS_SIDES = frozenset(method for orientation, method in _UPRIGHT.items() if orientation >= 5)
 _ICON = b"\0\0\1\0"
 ACCEPTED = "accepted are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ICO and PPM pictures"
 
@@ -48,7 +49,7 @@ _PLUGINS = (
 )
 
 
-def decode(data: bytes, max_pixels: int, enough: int | None = None) -> Image.Image:
+def decode(data: bytes, max_pixels: int) -> Image.Image:
     """The picture in ``data`` as people see it: upright, RGB, transparency over white.
 
     Of a file with several frames, the first. EXIF orientation is applied.
@@ -56,9 +57,6 @@ def decode(data: bytes, max_pixels: int, enough: int | None = None) -> Image.Ima
     Args:
         data: the bytes of a picture file in one of FORMATS.
         max_pixels: width times height at most; checked before a pixel is decoded.
-        enough: sides, in px, of which no larger picture is wanted. A JPEG is then decoded at 1/2,
-            1/4 or 1/8 of its size where both sides stay at least that long: what takes most of
-            the time, the inverse cosine transform, is done for the smaller picture alone.
 
     Returns:
         An image of mode RGB, 0 to 255 a channel.
@@ -66,6 +64,26 @@ def decode(data: bytes, max_pixels: int, enough: int | None = None) -> Image.Ima
     Raises:
         InvalidImage: the bytes are empty, no picture, or a broken or cut-off one.
         ImageTooLarge: the picture has more than ``max_pixels`` pixels.
+    """
+    return decode_reduced(data, max_pixels, None)[0]
+
+
+def decode_reduced(data: bytes, max_pixels: int, enough: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """As :func:`decode`, but a JPEG may come smaller: less work, the smaller the picture that is wanted.
+
+    A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size: what takes most of the time, the inverse
+    cosine transform, is then done for the smaller picture alone.
+
+    Args:
+        data, max_pixels: as for :func:`decode`.
+        enough: px that both sides keep at least; None: the full size.
+
+    Returns:
+        The image, and width and height of the whole picture: those of the image, or 2, 4 or 8 times
+        as much, but for what a side was rounded up that doesn't divide.
+
+    Raises:
+        InvalidImage, ImageTooLarge: as :func:`decode`.
     """
     if not data:
         raise InvalidImage(f"received an empty picture (0 bytes); {ACCEPTED}")
@@ -92,7 +110,9 @@ def decode(data: bytes, max_pixels: int, enough: int | None = None) -> Image.Ima
             if enough is not None:
                 image.draft(image.mode, (enough, enough))  # without effect but on a JPEG
             image.load()
-            return _to_rgb(_upright(image))
+            turn = _turn(image)
+            upright = image.transpose(turn) if turn is not None else image
+            return _to_rgb(upright), (height, width) if turn in _SWAPS_SIDES else (width, height)
     except Image.DecompressionBombError:
         raise _beyond_pillow(max_pixels) from None
     except MemoryError:
@@ -127,16 +147,15 @@ def _beyond_pillow(max_pixels: int) -> ImageTooLarge:
     )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says.
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What sets the image upright, as its EXIF orientation says.
 
     Not ImageOps.exif_transpose: it writes the EXIF block anew, which fails on many a camera's.
     """
     try:
-        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF says nothing about the pixels
-        return image
-    return image.transpose(method) if method is not None else image
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -34,15 +34,13 @@ def main(args: argparse.Namespace) -> int:
     """Build the archive if an input changed."""
     from handler.card import sha256_of
     from scripts.lib.archive import ensure_archive
-    from scripts.lib.training.dataset import labelled
+    from scripts.lib.precision import Wanted
     from scripts.lib.weights import resolve_weights
 
     model = resolve_weights(args.weights, args.arch)
-    archive, card, built = ensure_archive(
-        model, args.model_store, args.runtime, args.precision, labelled(args.pictures, args.labels)
-    )
+    archive, card, built = ensure_archive(model, args.model_store, Wanted.of(args))
     size, what = archive.stat().st_size / 1e6, "built" if built else "up to date"
-    say(f"{archive}: {what}, {model.card.name}, {model.card.num_classes} classes, {size:.1f} MB")
+    say(f"{archive}: {what}, {card.name}, {card.num_classes} classes, {card.runtime} {card.precision}, {size:.1f} MB")
     say(f"SHA-256 {sha256_of(archive)}")
     return 0
 

@@ -49,9 +49,10 @@ def main(args: argparse.Namespace) -> int:
     import time
 
     from scripts.lib.archive import ensure_archive
-    from scripts.lib.server import check_start, default_workers, start_server, stop_server, wait_until_ready
+    from scripts.lib.machine import default_workers
+    from scripts.lib.precision import Wanted
+    from scripts.lib.server import check_start, start_server, stop_server, wait_until_ready
     from scripts.lib.serving import announce, wait_for_end, warm_up
-    from scripts.lib.training.dataset import labelled
     from scripts.lib.weights import resolve_weights
 
     if not args.token and args.management_host not in ("127.0.0.1", "localhost", "::1"):
@@ -62,10 +63,9 @@ def main(args: argparse.Namespace) -> int:
     check_start(args.port, args.host, args.management_host)
     home = java_home()
     model = resolve_weights(args.weights, args.arch)
-    archive, card, built = ensure_archive(
-        model, args.model_store, args.runtime, args.precision, labelled(args.pictures, args.labels)
-    )
-    say(f"{'built' if built else 'using'} {archive}: {model.card.name}, {model.card.num_classes} classes")
+    archive, card, built = ensure_archive(model, args.model_store, Wanted.of(args))
+    what = f"{card.name}, {card.num_classes} classes, {card.runtime} {card.precision}"
+    say(f"{'built' if built else 'using'} {archive}: {what}")
     started = time.monotonic()
     server = start_server(
         args.model_store,

@@ -5,20 +5,24 @@ card + model folder + device  →  Runtime  →  logits of uint8 pictures
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from handler.card import CardError, ModelCard
+from handler.card import CardError, ModelCard, sha256_of
 
 logger = logging.getLogger(__name__)
 
 OPENVINO_MODEL = "openvino.xml"
-"""The converted model in an archive; its weights lie beside it (``openvino.bin``)."""
+OPENVINO_FILES = (OPENVINO_MODEL, "openvino.bin")
+"""The converted model in an archive: its graph and its weights."""
 
 
 class Runtime(ABC):
@@ -26,7 +30,7 @@ class Runtime(ABC):
 
     Attributes:
         name: as on the card, ``torch`` or ``openvino``.
-        precision: what it really computes in: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
+        precision: what it really computes in: ``float32``, ``bfloat16`` or ``int8``.
     """
 
     name: str
@@ -44,7 +48,9 @@ class Runtime(ABC):
         """
 
 
-def load_runtime(card: ModelCard, folder: Path, weights: Path, device: torch.device) -> Runtime:
+def load_runtime(
+    card: ModelCard, folder: Path, weights: Path, device: torch.device, compiler: Mapping[str, Any] | None = None
+) -> Runtime:
     """The runtime that ``card`` asks for, ready on ``device``.
 
     Args:
@@ -52,6 +58,7 @@ def load_runtime(card: ModelCard, folder: Path, weights: Path, device: torch.dev
         folder: where the archive is unpacked.
         weights: the weights file.
         device: of this worker. A GPU always computes with torch.
+        compiler: options of ``torch.compile``, for torch; None: eager.
 
     Raises:
         CardError: the weights don't fit the card, or what the runtime needs is missing.
@@ -66,18 +73,35 @@ def load_runtime(card: ModelCard, folder: Path, weights: Path, device: torch.dev
         raise CardError(
             "precision int8 needs the runtime openvino on a CPU; build the archive with --precision float32"
         )
-    return TorchRuntime(card, weights, device)
+    return TorchRuntime(card, weights, device, compiler)
 
 
-def has_bfloat16() -> bool:
-    """Whether this processor computes in bfloat16 (AMX, AVX-512 or Arm); emulated, it would be slower than float32."""
+def converted_sha256(model: Path) -> str:
+    """SHA-256 over OpenVINO's files, in hex, given the first of them.
+
+    Raises:
+        CardError: one isn't there.
+    """
+    digest = hashlib.sha256()
+    for name in OPENVINO_FILES:
+        file = model.with_name(name)
+        if not file.is_file():
+            raise CardError(f"the archive has no {name}, which its card asks for; build it anew")
+        digest.update(bytes.fromhex(sha256_of(file)))
+    return digest.hexdigest()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` computes in bfloat16 (AMX, AVX-512, Arm, a GPU); emulated, it would be slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     can = torch.cpu.get_capabilities()
     return any(can.get(name) for name in ("amx_bf16", "avx512_bf16", "arm_bf16"))
 
 
-def usable_precision(card: ModelCard) -> str:
-    """The card's precision, or float32 where it is bfloat16 and this processor doesn't compute in it."""
-    if card.precision == "bfloat16" and not has_bfloat16():
-        logger.warning("this processor doesn't compute in bfloat16: computing in float32")
+def usable_precision(card: ModelCard, device: torch.device) -> str:
+    """The card's precision, or float32 where it is bfloat16 and ``device`` doesn't compute in it."""
+    if card.precision == "bfloat16" and not has_bfloat16(device):
+        logger.warning("%s doesn't compute in bfloat16: computing in float32", device)
         return "float32"
     return card.precision

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from handler.card import CardError, ModelCard
-from handler.runtimes import Runtime, usable_precision
-
-_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
-"""Precision on the card to OpenVINO's hint; what is int8 in a quantised model stays int8."""
+from handler.runtimes import Runtime, converted_sha256, has_bfloat16, usable_precision
 
 
 class OpenVinoRuntime(Runtime):
@@ -27,14 +25,17 @@ class OpenVinoRuntime(Runtime):
                 f"the archive was built for OpenVINO, which can't be imported here ({error}); "
                 "install it, or build the archive with --runtime torch"
             ) from error
-        if not model.is_file():
-            raise CardError(f"the archive has no {model.name}, which its card asks for; build it anew")
-        self.precision = usable_precision(card)
+        if converted_sha256(model) != card.converted_sha256:
+            raise CardError(f"{model.name} isn't the one that the card describes; build the archive anew")
+        cpu = torch.device("cpu")
+        self.precision = usable_precision(card, cpu)
+        # what a quantised model holds in int8 stays int8 in both
+        reduced = self.precision == "bfloat16" or (self.precision == "int8" and has_bfloat16(cpu))
         compiled = Core().compile_model(
             model,
             "CPU",
             {
-                "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+                "INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32",
                 "INFERENCE_NUM_THREADS": card.threads_per_worker,
                 "NUM_STREAMS": 1,  # a worker serves one batch at a time
                 # the workers share the cores; the kernel knows better than each of them where one is free
@@ -52,7 +53,7 @@ class OpenVinoRuntime(Runtime):
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         # set by hand: what infer() does with an array costs several times as much, and would copy it
-        self._request.set_input_tensor(self._tensor(np.require(pixels, requirements="CW"), shared_memory=True))
+        self._request.set_input_tensor(self._tensor(np.require(pixels, requirements=["C", "W"]), shared_memory=True))
         self._request.infer()
         answers: npt.NDArray[np.float32] = self._request.get_output_tensor().data
         return answers.copy()  # the request owns the other, and writes the next answer into it

@@ -6,12 +6,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ from handler.card import CardError, ModelCard
 from handler.network import load_network
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError
-from scripts.lib.conversion import settle
+from scripts.lib.machine import serving_device
 from scripts.lib.model_folder import LABELS, WEIGHTS, ModelFolder, write_atomically
 from scripts.lib.paths import CONFIG, HANDLER, MODEL_NAME, MODEL_STORE
-from scripts.lib.training.dataset import Picture
+from scripts.lib.precision import Wanted, settle
 
 VERSION = "1.0"
 ENTRY = "densenet_handler.py"
 MODEL_CONFIG = "model-config.yaml"
+GPU_CONFIG = "model-config.gpu.yaml"
 MANIFEST = "MAR-INF/MANIFEST.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _DIGEST_NOTE = "densenet-serving inputs sha256:"
@@ -48,7 +50,7 @@ def archive_inputs(model: ModelFolder, card: ModelCard, converted: Mapping[str, 
         card: the card with runtime and precision settled.
         converted: files of the runtime beside the weights.
     """
-    template = (CONFIG / MODEL_CONFIG).read_text(encoding="utf-8")
+    template = model_config(serving_device().type == "cuda")
     check_model_config(yaml.safe_load(template))
     section = yaml.safe_dump({"handler": card.to_dict()}, sort_keys=False, allow_unicode=True, width=100)
     files = {
@@ -63,11 +65,20 @@ def archive_inputs(model: ModelFolder, card: ModelCard, converted: Mapping[str, 
     return files | dict(converted)
 
 
+def model_config(gpu: bool) -> str:
+    """``config/model-config.yaml``, for a GPU with the values of ``config/model-config.gpu.yaml``."""
+    text = (CONFIG / MODEL_CONFIG).read_text(encoding="utf-8")
+    values = yaml.safe_load((CONFIG / GPU_CONFIG).read_text(encoding="utf-8")) if gpu else {}
+    for key, value in values.items():
+        text = re.sub(rf"^{key}:.*$", f"{key}: {value}", text, flags=re.MULTILINE)
+    return text
+
+
 KNOWN_KEYS = frozenset(
     {
         *("asyncCommunication", "batchSize", "clientTimeoutInMills", "continuousBatching", "deviceIds", "deviceType"),
         *("jobQueueSize", "maxBatchDelay", "maxNumSequence", "maxRetryTimeoutInSec", "maxSequenceJobQueueSize"),
-        *("maxWorkers", "minWorkers", "parallelLevel", "parallelType", "responseTimeout", "sequenceBatching"),
+        *("maxWorkers", "minWorkers", "parallelLevel", "parallelType", "pt2", "responseTimeout", "sequenceBatching"),
         *("sequenceMaxIdleMSec", "sequenceTimeoutMSec", "startupTimeout", "torchrun", "useJobTicket", "useVenv"),
     }
 )
@@ -120,16 +131,14 @@ def is_current(archive: Path, digest: str) -> bool:
 def ensure_archive(
     model: ModelFolder,
     model_store: Path = MODEL_STORE,
-    runtime: str = "auto",
-    precision: str = "auto",
-    pictures: Sequence[Picture] = (),
+    wanted: Wanted | None = None,
 ) -> tuple[Path, ModelCard, bool]:
     """The archive of ``model`` in ``model_store``, built if it is missing, broken or stale.
 
     Args:
         model: the model folder.
         model_store: where the archive goes.
-        runtime, precision, pictures: as for :func:`settle`.
+        wanted: how the network is to compute; None: as fast as it has been shown to keep its accuracy.
 
     Returns:
         The archive, its card, and whether it was built now.
@@ -137,7 +146,7 @@ def ensure_archive(
     Raises:
         CommandError, CardError: weights, labels, card and settings don't fit each other.
     """
-    card, converted = settle(model, runtime, precision, pictures)
+    card, converted = settle(model, wanted or Wanted())
     archive, built = write_archive(model, card, converted, model_store)
     return archive, card, built
 

@@ -1,17 +1,16 @@
-"""A model's runtime and precision, settled when its archive is built: converted, measured, refused if worse.
-
-model folder + what was asked for + labelled pictures  →  card with runtime and precision, files for the archive
-"""
+"""A model as OpenVINO's files: converted from PyTorch, in float32 checked against it, quantised where asked for."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,109 +18,65 @@ import torch
 from handler.card import ModelCard
 from handler.network import load_network
 from handler.preprocessing import Preprocessing
-from handler.runtimes import OPENVINO_MODEL, Runtime, has_bfloat16, load_runtime
+from handler.runtimes import OPENVINO_FILES, OPENVINO_MODEL, Runtime, converted_sha256, load_runtime
 from scripts.lib import paths
-from scripts.lib.console import CommandError, Progress, say
+from scripts.lib.console import CommandError, say
+from scripts.lib.machine import serving_device, threads_per_worker
 from scripts.lib.model_folder import ModelFolder, json_bytes, write_atomically
+from scripts.lib.packages import optional_packages
 from scripts.lib.training.dataset import MAX_PIXELS, Picture
+
+if TYPE_CHECKING:
+    import openvino
 
 CPU = torch.device("cpu")
 MAX_LOGIT_GAP = 1e-3
 """A float32 runtime's logits may differ from eager PyTorch's by at most this."""
-MAX_ACCURACY_LOSS = 0.003
-"""Top-1 accuracy that a reduced precision may lose on labelled pictures."""
-MIN_AGREEMENT = 0.99
-"""Share of pictures for which a reduced precision must give the same label."""
-MIN_PICTURES = 1000
-"""Labelled pictures below which the accuracy of a reduced precision isn't known well enough."""
-BATCH = 16
+FACTS = "facts.json"
+CALIBRATION_PICTURES = 300
+"""Pictures that quantisation looks at; more don't help (NNCF's own default)."""
 
 
-@dataclass(frozen=True)
-class Verification:
-    """A reduced precision beside float32, on the same labelled pictures. Accuracies and agreement are 0 to 1."""
-
-    runtime: str
-    precision: str
-    pictures: int
-    top1: float
-    top1_float32: float
-    agreement: float
-
-    def shortcomings(self) -> list[str]:
-        """What it lacks; nothing if it may be served."""
-        lacks = []
-        if self.pictures < MIN_PICTURES:
-            lacks.append(f"it was measured on {self.pictures} pictures, at least {MIN_PICTURES} are needed")
-        if self.top1 < self.top1_float32 - MAX_ACCURACY_LOSS:
-            lacks.append(f"top-1 falls from {self.top1_float32:.4f} to {self.top1:.4f}, by more than 0.3 points")
-        if self.agreement < MIN_AGREEMENT:
-            lacks.append(f"it agrees with float32 on {100 * self.agreement:.2f} % of the pictures, less than 99 %")
-        return lacks
+def has_openvino() -> bool:
+    """Whether OpenVINO is installed."""
+    return importlib.util.find_spec("openvino") is not None
 
 
-def settle(
-    model: ModelFolder, runtime: str = "auto", precision: str = "auto", pictures: Sequence[Picture] = ()
+def convert(
+    model: ModelFolder, runtime: str, precision: str, calibration: Sequence[Picture] = (), digest: str = ""
 ) -> tuple[ModelCard, dict[str, bytes]]:
-    """Runtime and precision of an archive.
+    """The card of an archive, and the files that its runtime needs beside the weights.
 
-    Args:
-        model: the model.
-        runtime: ``torch``, ``openvino``, or ``auto``: OpenVINO where it is installed and no GPU serves.
-        precision: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the processor computes in it
-            and it has been shown to keep the accuracy, else float32.
-        pictures: labelled pictures on which a reduced precision is measured. Without them what the
-            model's card says of an earlier measurement counts.
-
-    Returns:
-        The card with both settled, and the files that the archive needs beside the weights.
-
-    Raises:
-        CommandError: what was asked for isn't there, or costs too much accuracy.
-    """
-    chosen = (
-        runtime if runtime != "auto" else ("openvino" if _openvino() and not torch.cuda.is_available() else "torch")
-    )
-    if chosen == "openvino" and not _openvino():
-        raise CommandError("OpenVINO isn't installed; install it with pip, or choose --runtime torch")
-    card = replace(model.card, runtime=chosen, precision="float32")
-    files = _converted(model) if chosen == "openvino" else {}
-    if precision == "float32" or (precision == "auto" and not has_bfloat16()):
-        return card, files
-    reduced = replace(card, precision="bfloat16")
-    verification = _verify(model, reduced, pictures) if pictures else _recorded(reduced)
-    if verification is None:
-        if precision == "auto":
-            return card, files
-        raise CommandError(
-            f"nothing says what {precision} costs {card.name} in accuracy; "
-            f"give at least {MIN_PICTURES} labelled pictures with --pictures, or choose --precision float32"
-        )
-    lacks = verification.shortcomings()
-    if not lacks:
-        return replace(reduced, accuracy={**card.accuracy, "precision": asdict(verification)}), files
-    if precision != "auto":
-        raise CommandError(
-            f"{precision} isn't good enough for {card.name}: {'; '.join(lacks)}; choose --precision float32"
-        )
-    say(f"serving in float32: {'; '.join(lacks)}")
-    return card, files
-
-
-def convert(model: ModelFolder, runtime: str, precision: str) -> tuple[ModelCard, dict[str, bytes]]:
-    """As :func:`settle`, without a measurement of accuracy: for weights that have none, as a benchmark's.
+    Says nothing about accuracy: see :mod:`scripts.lib.precision`.
 
     Args:
         model: the model.
         runtime: ``torch`` or ``openvino``.
-        precision: ``float32`` or ``bfloat16``.
+        precision: ``float32``, ``bfloat16`` or ``int8``.
+        calibration: pictures for ``int8``, whose labels don't matter.
+        digest: instead of them, the :func:`calibration_digest` of those with which it was quantised before.
+
+    Raises:
+        CommandError: the runtime can't compute in that precision, or the converted model isn't
+            the same as PyTorch's.
     """
-    files = _converted(model) if runtime == "openvino" else {}
-    return replace(model.card, runtime=runtime, precision=precision), files
+    card = replace(model.card, runtime=runtime, precision=precision, threads_per_worker=threads_per_worker())
+    if runtime == "torch":
+        if precision == "int8":
+            raise CommandError("--precision int8 needs --runtime openvino; choose it, or another precision")
+        return card, {}
+    folder = _quantised(model, calibration, digest) if precision == "int8" else _converted(model)
+    files = {name: (folder / name).read_bytes() for name in OPENVINO_FILES}
+    return replace(card, converted_sha256=converted_sha256(folder / OPENVINO_MODEL)), files
 
 
-def _openvino() -> bool:
-    return importlib.util.find_spec("openvino") is not None
+@contextmanager
+def loaded(model: ModelFolder, card: ModelCard, files: Mapping[str, bytes]) -> Iterator[Runtime]:
+    """The runtime of a converted model, where workers on this machine compute."""
+    with tempfile.TemporaryDirectory(prefix="densenet-runtime-") as temporary:
+        for name, content in files.items():
+            Path(temporary, name).write_bytes(content)
+        yield load_runtime(card, Path(temporary), model.weights, serving_device())
 
 
 class _WithNormalisation(torch.nn.Module):
@@ -131,90 +86,127 @@ class _WithNormalisation(torch.nn.Module):
         super().__init__()
         self.network = network
         scale, shift = preprocessing.scale_and_shift()
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", shift)
+        self.scale, self.shift = torch.nn.Buffer(scale), torch.nn.Buffer(shift)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift  # (N, 3, crop, crop)
         return self.network(images)  # type: ignore[no-any-return]  # (N, classes)
 
 
-def _converted(model: ModelFolder) -> dict[str, bytes]:
-    """The model as OpenVINO's two files, from the cache or converted now and checked against PyTorch.
+def _cached(key: object, make: Callable[[Path], dict[str, Any]]) -> Path:
+    """The folder of the cache for ``key``, filled by ``make``, whose facts are written last: they say that it's whole."""
+    import openvino
+
+    digest = hashlib.sha256(repr((key, openvino.__version__)).encode()).hexdigest()[:16]
+    folder = paths.CACHE / "converted" / digest
+    if not (folder / FACTS).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / FACTS, json_bytes(make(folder)))
+    return folder
+
+
+def identity(card: ModelCard) -> tuple[object, ...]:
+    """What a converted model depends on."""
+    return (card.weights_sha256, asdict(card.architecture), card.crop, card.mean, card.std)
+
+
+def _converted(model: ModelFolder) -> Path:
+    """The folder with the model as OpenVINO's files, from the cache or converted now and checked against PyTorch.
 
     Raises:
         CommandError: the converted model's logits aren't PyTorch's.
     """
-    import openvino
+    card = model.card
 
-    card = replace(model.card, runtime="openvino", precision="float32")
-    shape = (card.weights_sha256, asdict(card.architecture), card.crop, card.mean, card.std, openvino.__version__)
-    folder = paths.CACHE / "converted" / hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
-    files = {name: folder / name for name in (OPENVINO_MODEL, OPENVINO_MODEL.replace(".xml", ".bin"))}
-    if not (folder / "checked.json").is_file():
-        say(f"converting {card.name} to OpenVINO {openvino.__version__}")
+    def make(folder: Path) -> dict[str, float]:
+        import openvino
+
+        say(f"converting {card.name} to OpenVINO {openvino.__version__.partition('-')[0]}")
         network = _WithNormalisation(load_network(card, model.weights, CPU), Preprocessing.of(card)).eval()
         pixels = np.random.default_rng(0).integers(0, 256, (2, card.crop, card.crop, 3), dtype=np.uint8)
-        converted = openvino.convert_model(network, example_input=torch.from_numpy(pixels))
-        converted.reshape([-1, card.crop, card.crop, 3])
-        folder.mkdir(parents=True, exist_ok=True)
-        openvino.save_model(converted, folder / OPENVINO_MODEL, compress_to_fp16=False)
+        _save(_from_torch(network, pixels), folder)
         with torch.inference_mode():
             wanted = network(torch.from_numpy(pixels)).numpy()  # (2, classes)
-        gap = float(np.abs(load_runtime(card, folder, model.weights, CPU).logits(pixels) - wanted).max())
+        served = replace(
+            card, runtime="openvino", precision="float32", converted_sha256=converted_sha256(folder / OPENVINO_MODEL)
+        )
+        gap = float(np.abs(load_runtime(served, folder, model.weights, CPU).logits(pixels) - wanted).max())
         if not gap <= MAX_LOGIT_GAP:
             raise CommandError(
                 f"the converted model's logits differ from PyTorch's by {gap:.2g}, more than {MAX_LOGIT_GAP}; "
                 "build with --runtime torch"
             )
-        write_atomically(folder / "checked.json", json_bytes({"largest_logit_gap": gap}))
-    return {name: file.read_bytes() for name, file in files.items()}
+        say(f"converted: the largest difference of a logit from PyTorch's is {gap:.1g} (at most {MAX_LOGIT_GAP})")
+        return {"largest_logit_gap": gap}
+
+    return _cached(identity(card), make)
 
 
-def _verify(model: ModelFolder, reduced: ModelCard, pictures: Sequence[Picture]) -> Verification:
-    """Both precisions on ``pictures``, whose labels are the model's."""
-    index = {label: i for i, label in reversed(list(enumerate(model.labels)))}
-    unknown = sorted({p.label for p in pictures} - set(index))
-    if unknown:
-        raise CommandError(
-            f"the model {model.card.name} doesn't know the label {unknown[0]!r} of --pictures; "
-            "map the folders to its labels with --labels"
-        )
-    targets = np.array([index[p.label] for p in pictures])  # (P,)
-    folder = paths.CACHE / "converted"
-    exact = load_runtime(replace(model.card, runtime="torch", precision="float32"), folder, model.weights, CPU)
-    files = _converted(model) if reduced.runtime == "openvino" else {}
-    with tempfile.TemporaryDirectory(prefix="densenet-verify-") as temporary:
-        for name, content in files.items():
-            Path(temporary, name).write_bytes(content)
-        candidate = load_runtime(reduced, Path(temporary), model.weights, CPU)
-        answers = _labels(exact, candidate, Preprocessing.of(model.card), pictures)  # (2, P)
-    return Verification(
-        runtime=reduced.runtime,
-        precision=reduced.precision,
-        pictures=len(pictures),
-        top1=round(float((answers[1] == targets).mean()), 4),
-        top1_float32=round(float((answers[0] == targets).mean()), 4),
-        agreement=round(float((answers[0] == answers[1]).mean()), 4),
-    )
+def _from_torch(network: torch.nn.Module, pixels: np.ndarray) -> openvino.Model:
+    """``network`` as an OpenVINO model that takes batches of any size.
+
+    By the frontend that ``openvino.convert_model`` calls, which itself reports each use to Google Analytics.
+    """
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(network, example_input=(torch.from_numpy(pixels),))
+    model = frontend.convert(frontend.load(decoder))
+    model.reshape([-1, *pixels.shape[1:]])
+    return model
 
 
-def _labels(exact: Runtime, reduced: Runtime, preprocessing: Preprocessing, pictures: Sequence[Picture]) -> np.ndarray:
-    """The class that each of two runtimes gives each picture, (2, P)."""
-    progress = Progress(f"measuring {reduced.name} {reduced.precision}", len(pictures))
-    rows = []
-    for start in range(0, len(pictures), BATCH):
-        part = pictures[start : start + BATCH]
-        pixels = np.stack([preprocessing.read(p.path.read_bytes(), MAX_PIXELS) for p in part])
-        rows.append([runtime.logits(pixels).argmax(axis=1) for runtime in (exact, reduced)])
-        progress.advance(len(part))
-    return np.concatenate(rows, axis=1)
+def _save(model: openvino.Model, folder: Path) -> None:
+    import openvino
+
+    openvino.save_model(model, folder / OPENVINO_MODEL, compress_to_fp16=False)
 
 
-def _recorded(reduced: ModelCard) -> Verification | None:
-    """What the card says of an earlier measurement of the same runtime and precision."""
-    record: Any = reduced.accuracy.get("precision")
-    if not isinstance(record, dict):
-        return None
-    found = Verification(**record)
-    return found if (found.runtime, found.precision) == (reduced.runtime, reduced.precision) else None
+def _selected(calibration: Sequence[Picture]) -> list[bytes]:
+    """The files of the pictures that quantisation looks at: a choice that depends on their names alone."""
+    chosen = sorted(calibration, key=lambda p: hashlib.sha256(p.path.name.encode()).digest())[:CALIBRATION_PICTURES]
+    return [picture.path.read_bytes() for picture in chosen]
+
+
+def calibration_digest(calibration: Sequence[Picture]) -> str:
+    """SHA-256, in hex, over the pictures that quantisation looks at; "" of none."""
+    digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in _selected(calibration)))
+    return digest.hexdigest() if calibration else ""
+
+
+def _quantised(model: ModelFolder, calibration: Sequence[Picture], digest: str) -> Path:
+    """The folder with the model in int8, from the cache or quantised now.
+
+    Raises:
+        CommandError: it isn't in the cache, and there are no calibration pictures.
+    """
+
+    def make(folder: Path) -> dict[str, int]:
+        import openvino
+
+        contents = _selected(calibration)
+        if not contents:
+            raise CommandError(
+                "--precision int8 needs pictures to find the range of every layer's values; give a folder with some "
+                f"hundred pictures like those that will be served with --calibration ({CALIBRATION_PICTURES} are used)"
+            )
+        nncf = _nncf()
+        say(f"quantising {model.card.name} to int8 with {len(contents)} calibration pictures")
+        preprocessing = Preprocessing.of(model.card)
+        exact = openvino.Core().read_model(_converted(model) / OPENVINO_MODEL)
+        dataset = nncf.Dataset([preprocessing.read(content, MAX_PIXELS)[None] for content in contents])
+        _save(nncf.quantize(exact, dataset, subset_size=len(contents)), folder)
+        return {"calibration_pictures": len(contents)}
+
+    return _cached((identity(model.card), "int8", calibration_digest(calibration) or digest), make)
+
+
+def _nncf() -> Any:
+    """NNCF, installed where it is missing; without the package by which it would report its use."""
+    if importlib.util.find_spec("nncf") is None:
+        sys.path.append(str(optional_packages(paths.ROOT / "requirements-int8.txt", "int8")))
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it fails
+    import nncf
+
+    return nncf

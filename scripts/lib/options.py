@@ -33,27 +33,36 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
-    """``--runtime``, ``--precision``, ``--pictures`` and ``--labels``: how the network computes."""
-    parser.add_argument(
+    """``--runtime``, ``--precision``, ``--pictures``, ``--labels``, ``--calibration``: how the network computes."""
+    add = parser.add_argument
+    add(
         "--runtime",
         default="auto",
         choices=["auto", "torch", "openvino"],
         help="what computes; auto: OpenVINO where it is installed and no GPU serves, else torch (default auto)",
     )
-    parser.add_argument(
+    add(
         "--precision",
         default="auto",
-        choices=["auto", "float32", "bfloat16"],
-        help="auto: bfloat16 where the processor computes in it and it keeps the accuracy, else float32 (default auto)",
+        choices=["auto", "float32", "bfloat16", "int8"],
+        help="auto: the fastest that this processor computes in and that has been shown, with --pictures or when the "
+        "model was trained, to keep the accuracy; else float32 (default auto)",
     )
-    parser.add_argument(
+    add(
         "--pictures",
         nargs="+",
         default=[],
         metavar="DATA",
-        help="labelled pictures on which a reduced precision is measured: a folder with a folder per class, or CLASS=FOLDER",
+        help="labelled pictures, 1000 or more, on which the accuracy of a precision is measured: a folder with a "
+        "folder per class, or CLASS=FOLDER; what came out is remembered for this model",
     )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="JSON, class folder of --pictures to label")
+    add("--labels", type=Path, metavar="FILE", help="JSON, class folder of --pictures to label")
+    add(
+        "--calibration",
+        type=Path,
+        metavar="FOLDER",
+        help="some hundred pictures like those that will be served, which int8 needs; without them it isn't tried",
+    )
 
 
 def add_port_option(parser: argparse.ArgumentParser) -> None:

@@ -34,7 +34,6 @@ from scripts.lib.model_folder import json_bytes, write_atomically
 from scripts.lib.paths import CONFIG, MODEL_NAME, RUN
 
 LOOPBACK = "127.0.0.1"
-CGROUP = Path("/sys/fs/cgroup")
 STOP_TIMEOUT = 60
 START_TIMEOUT = 180
 HOLD_TIMEOUT = 60
@@ -124,35 +123,6 @@ def read_token(folder: Path, kind: str) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))[kind]["key"])
     except (OSError, ValueError, KeyError) as error:
         raise CommandError(f"can't read the {kind} token from {path} ({type(error).__name__})") from None
-
-
-def default_workers() -> int:
-    """One worker a GPU, else one a physical core that this process may use (affinity and cgroup quota)."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.device_count()
-    logical, physical = psutil.cpu_count() or 1, psutil.cpu_count(logical=False) or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    cores = usable * physical // logical if usable > 1 else 1
-    quota = _cgroup_cores()
-    return max(1, min(cores, int(quota)) if quota else cores)
-
-
-def _cgroup_cores() -> float | None:
-    """The cores that a container's CPU limit allows (cgroup v2, then v1); None without a limit."""
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text(encoding="ascii").split()
-        return None if quota == "max" else max(1.0, int(quota) / int(period))
-    except (OSError, ValueError):
-        pass
-    try:
-        folder = CGROUP / "cpu"
-        quota_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        period_us = int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
-        return None if quota_us <= 0 else max(1.0, quota_us / period_us)
-    except (OSError, ValueError):
-        return None
 
 
 def read_properties(path: Path) -> dict[str, str]:

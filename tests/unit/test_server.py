@@ -23,7 +23,6 @@ from scripts.lib.server import (
     check_start,
     clean_up,
     connect,
-    default_workers,
     find_server,
     read_properties,
     read_token,

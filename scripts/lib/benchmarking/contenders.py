@@ -23,6 +23,7 @@ from handler.card import ModelCard
 from handler.network import build_network, fit_weights, read_weights
 from scripts.lib.archive import ensure_archive
 from scripts.lib.console import CommandError
+from scripts.lib.machine import default_workers
 from scripts.lib.management import Management, ModelStatus
 from scripts.lib.model_folder import LABELS, ModelFolder
 from scripts.lib.paths import MODEL_NAME
@@ -32,7 +33,6 @@ from scripts.lib.server import (
     Server,
     check_start,
     clean_up,
-    default_workers,
     end_family,
     run_folder,
     server_environment,

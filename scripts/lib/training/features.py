@@ -16,6 +16,7 @@ from torchvision.models.densenet import DenseNet
 
 from handler.images import decode
 from handler.preprocessing import Preprocessing
+from handler.runtimes import has_bfloat16
 from scripts.lib.console import Progress
 from scripts.lib.training.dataset import MAX_PIXELS, Picture
 
@@ -26,10 +27,9 @@ View = Callable[[Image.Image], np.ndarray]
 
 def autocast_type(device: torch.device) -> torch.dtype:
     """The fastest type for training on ``device``: bfloat16 or float16 where the processor computes in it."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    can = torch.cpu.get_capabilities()
-    return torch.bfloat16 if can.get("amx_bf16") or can.get("avx512_bf16") or can.get("arm_bf16") else torch.float32
+    if has_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def autocast(device: torch.device) -> torch.autocast:

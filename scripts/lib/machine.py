@@ -1,0 +1,51 @@
+"""What this process may use of the machine: cores, and from them workers and threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import torch
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use: affinity and a container's CPU limit (cgroup quota) count."""
+    logical, physical = psutil.cpu_count() or 1, psutil.cpu_count(logical=False) or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    cores = usable * physical // logical if usable > 1 else 1
+    quota = _cgroup_cores()
+    return max(1, min(cores, int(quota)) if quota else cores)
+
+
+def default_workers() -> int:
+    """One worker a GPU, else one a core."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else usable_cores()
+
+
+def threads_per_worker() -> int:
+    """One on a CPU, where each core has a worker; on a GPU the worker's share of the cores, to decode its batches."""
+    return max(1, usable_cores() // torch.cuda.device_count()) if torch.cuda.is_available() else 1
+
+
+def serving_device() -> torch.device:
+    """Where workers on this machine compute."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _cgroup_cores() -> float | None:
+    """The cores that a container's CPU limit allows (cgroup v2, then v1); None without a limit."""
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text(encoding="ascii").split()
+        return None if quota == "max" else max(1.0, int(quota) / int(period))
+    except (OSError, ValueError):
+        pass
+    try:
+        folder = CGROUP / "cpu"
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        period_us = int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
+        return None if quota_us <= 0 else max(1.0, quota_us / period_us)
+    except (OSError, ValueError):
+        return None
