@@ -2,7 +2,8 @@
 
 torchvision imports ``torch._dynamo`` (and with it sympy and ``torch.distributed``) for a question that
 ``roi_align`` asks; TorchServe imports captum (and with it matplotlib) for its explanations, and
-OpenVINO's backend of ``torch.compile`` where OpenVINO is installed. A worker here needs neither: half of its imports' time and 175 MB.
+OpenVINO's backend of ``torch.compile`` where OpenVINO is installed. A worker here needs none of
+them: half of its imports' time and 175 MB.
 """
 
 from __future__ import annotations

@@ -195,9 +195,9 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         for _ in range(WARM_UP_RUNS):
             array = self.image_processing(buffer.getvalue())
             logits = self.inference(array[None])
+            if not np.isfinite(logits).all():
+                raise CardError("the network answers a blank picture with infinite or undefined logits; retrain it")
             top_predictions(logits, self.labels, self.topk)
-        if not np.isfinite(logits).all():
-            raise CardError("the network answers a blank picture with infinite or undefined logits; retrain it")
         logger.info("warmed up in %.1f s", time.monotonic() - start)
 
 

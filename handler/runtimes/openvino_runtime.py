@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -12,26 +15,36 @@ from handler.card import CardError, ModelCard
 from handler.runtimes import Runtime, converted_sha256, has_bfloat16, usable_precision
 
 
+def import_openvino() -> ModuleType:
+    """OpenVINO, without the package by which it would report its use to Google Analytics.
+
+    Raises:
+        CardError: it isn't installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO does without it
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise CardError(
+            f"the archive was built for OpenVINO, which can't be imported here ({error}); "
+            "install it, or build the archive with --runtime torch"
+        ) from error
+
+
 class OpenVinoRuntime(Runtime):
     """A model that ``build_archive.py`` converted; normalisation is in its graph."""
 
     name = "openvino"
 
     def __init__(self, card: ModelCard, model: Path) -> None:
-        try:
-            from openvino import Core, Tensor
-        except ImportError as error:
-            raise CardError(
-                f"the archive was built for OpenVINO, which can't be imported here ({error}); "
-                "install it, or build the archive with --runtime torch"
-            ) from error
+        openvino = import_openvino()
         if converted_sha256(model) != card.converted_sha256:
             raise CardError(f"{model.name} isn't the one that the card describes; build the archive anew")
         cpu = torch.device("cpu")
         self.precision = usable_precision(card, cpu)
         # what a quantised model holds in int8 stays int8 in both
         reduced = self.precision == "bfloat16" or (self.precision == "int8" and has_bfloat16(cpu))
-        compiled = Core().compile_model(
+        compiled = openvino.Core().compile_model(
             model,
             "CPU",
             {
@@ -49,11 +62,12 @@ class OpenVinoRuntime(Runtime):
         )
         if found != wanted:
             raise CardError(f"{model.name} takes and gives {found}, the card says {wanted}; build the archive anew")
-        self._request, self._tensor = compiled.create_infer_request(), Tensor
+        self._request, self._tensor = compiled.create_infer_request(), openvino.Tensor
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         # set by hand: what infer() does with an array costs several times as much, and would copy it
-        self._request.set_input_tensor(self._tensor(np.require(pixels, requirements=["C", "W"]), shared_memory=True))
+        pixels = np.require(pixels, requirements=["C", "W"])  # must live until the answer is there
+        self._request.set_input_tensor(self._tensor(pixels, shared_memory=True))
         self._request.infer()
         answers: npt.NDArray[np.float32] = self._request.get_output_tensor().data
         return answers.copy()  # the request owns the other, and writes the next answer into it

@@ -43,7 +43,7 @@ class TorchRuntime(Runtime):
         self.network = network if compiler is None else torch.compile(network, **compiler)
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        batch = torch.from_numpy(pixels)  # (N, crop, crop, 3)
+        batch = torch.from_numpy(np.require(pixels, requirements="W"))  # (N, crop, crop, 3)
         if self.device.type == "cuda":  # page-locked memory is copied while the processor goes on, bytes not floats
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         with torch.inference_mode():

@@ -78,7 +78,7 @@ KNOWN_KEYS = frozenset(
     {
         *("asyncCommunication", "batchSize", "clientTimeoutInMills", "continuousBatching", "deviceIds", "deviceType"),
         *("jobQueueSize", "maxBatchDelay", "maxNumSequence", "maxRetryTimeoutInSec", "maxSequenceJobQueueSize"),
-        *("maxWorkers", "minWorkers", "parallelLevel", "parallelType", "pt2", "responseTimeout", "sequenceBatching"),
+        *("maxWorkers", "minWorkers", "parallelLevel", "parallelType", "responseTimeout", "sequenceBatching"),
         *("sequenceMaxIdleMSec", "sequenceTimeoutMSec", "startupTimeout", "torchrun", "useJobTicket", "useVenv"),
     }
 )
@@ -93,11 +93,11 @@ def check_model_config(config: object) -> Mapping[str, Any]:
     """
     if not isinstance(config, Mapping):
         raise CommandError(f"config/{MODEL_CONFIG} must be a mapping of keys to values")
-    unknown = sorted(set(config) - KNOWN_KEYS - {"limits"})
+    unknown = sorted(set(config) - KNOWN_KEYS - {"limits", "pt2"})
     if unknown:
         raise CommandError(
             f"config/{MODEL_CONFIG} has the key {unknown[0]!r}, which TorchServe doesn't know; "
-            f"known are {', '.join(sorted(KNOWN_KEYS))} and limits"
+            f"known are {', '.join(sorted(KNOWN_KEYS))}, limits and pt2"
         )
     limits = config.get("limits")
     wanted = {"max_image_pixels", "max_instances"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -19,12 +21,13 @@ from handler.card import ModelCard
 from handler.network import load_network
 from handler.preprocessing import Preprocessing
 from handler.runtimes import OPENVINO_FILES, OPENVINO_MODEL, Runtime, converted_sha256, load_runtime
+from handler.runtimes.openvino_runtime import import_openvino
 from scripts.lib import paths
 from scripts.lib.console import CommandError, say
 from scripts.lib.machine import serving_device, threads_per_worker
 from scripts.lib.model_folder import ModelFolder, json_bytes, write_atomically
 from scripts.lib.packages import optional_packages
-from scripts.lib.training.dataset import MAX_PIXELS, Picture
+from scripts.lib.training.dataset import MAX_PIXELS
 
 if TYPE_CHECKING:
     import openvino
@@ -43,7 +46,7 @@ def has_openvino() -> bool:
 
 
 def convert(
-    model: ModelFolder, runtime: str, precision: str, calibration: Sequence[Picture] = (), digest: str = ""
+    model: ModelFolder, runtime: str, precision: str, calibration: Sequence[Path] = (), digest: str = ""
 ) -> tuple[ModelCard, dict[str, bytes]]:
     """The card of an archive, and the files that its runtime needs beside the weights.
 
@@ -53,7 +56,7 @@ def convert(
         model: the model.
         runtime: ``torch`` or ``openvino``.
         precision: ``float32``, ``bfloat16`` or ``int8``.
-        calibration: pictures for ``int8``, whose labels don't matter.
+        calibration: picture files for ``int8``.
         digest: instead of them, the :func:`calibration_digest` of those with which it was quantised before.
 
     Raises:
@@ -94,10 +97,8 @@ class _WithNormalisation(torch.nn.Module):
 
 
 def _cached(key: object, make: Callable[[Path], dict[str, Any]]) -> Path:
-    """The folder of the cache for ``key``, filled by ``make``, whose facts are written last: they say that it's whole."""
-    import openvino
-
-    digest = hashlib.sha256(repr((key, openvino.__version__)).encode()).hexdigest()[:16]
+    """The folder of the cache for ``key``, filled by ``make``; the facts, written last, say that it is whole."""
+    digest = hashlib.sha256(repr((key, import_openvino().__version__)).encode()).hexdigest()[:16]
     folder = paths.CACHE / "converted" / digest
     if not (folder / FACTS).is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,9 +120,7 @@ def _converted(model: ModelFolder) -> Path:
     card = model.card
 
     def make(folder: Path) -> dict[str, float]:
-        import openvino
-
-        say(f"converting {card.name} to OpenVINO {openvino.__version__.partition('-')[0]}")
+        say(f"converting {card.name} to OpenVINO")
         network = _WithNormalisation(load_network(card, model.weights, CPU), Preprocessing.of(card)).eval()
         pixels = np.random.default_rng(0).integers(0, 256, (2, card.crop, card.crop, 3), dtype=np.uint8)
         _save(_from_torch(network, pixels), folder)
@@ -143,39 +142,35 @@ def _converted(model: ModelFolder) -> Path:
 
 
 def _from_torch(network: torch.nn.Module, pixels: np.ndarray) -> openvino.Model:
-    """``network`` as an OpenVINO model that takes batches of any size.
-
-    By the frontend that ``openvino.convert_model`` calls, which itself reports each use to Google Analytics.
-    """
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    decoder = TorchScriptPythonDecoder(network, example_input=(torch.from_numpy(pixels),))
-    model = frontend.convert(frontend.load(decoder))
+    """``network`` as an OpenVINO model that takes batches of any size."""
+    with warnings.catch_warnings():
+        # torch calls its tracer deprecated, and OpenVINO uses it; the result is checked against eager PyTorch
+        warnings.simplefilter("ignore")
+        model = import_openvino().convert_model(network, example_input=torch.from_numpy(pixels))
     model.reshape([-1, *pixels.shape[1:]])
     return model
 
 
 def _save(model: openvino.Model, folder: Path) -> None:
-    import openvino
+    model.set_friendly_name("densenet")  # names count on from one conversion to the next
+    for number, operation in enumerate(model.get_ordered_ops()):
+        operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
+    import_openvino().save_model(model, folder / OPENVINO_MODEL, compress_to_fp16=False)
 
-    openvino.save_model(model, folder / OPENVINO_MODEL, compress_to_fp16=False)
 
-
-def _selected(calibration: Sequence[Picture]) -> list[bytes]:
+def _selected(calibration: Sequence[Path]) -> list[bytes]:
     """The files of the pictures that quantisation looks at: a choice that depends on their names alone."""
-    chosen = sorted(calibration, key=lambda p: hashlib.sha256(p.path.name.encode()).digest())[:CALIBRATION_PICTURES]
-    return [picture.path.read_bytes() for picture in chosen]
+    chosen = sorted(calibration, key=lambda p: hashlib.sha256(p.name.encode()).digest())[:CALIBRATION_PICTURES]
+    return [path.read_bytes() for path in chosen]
 
 
-def calibration_digest(calibration: Sequence[Picture]) -> str:
+def calibration_digest(calibration: Sequence[Path]) -> str:
     """SHA-256, in hex, over the pictures that quantisation looks at; "" of none."""
     digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in _selected(calibration)))
     return digest.hexdigest() if calibration else ""
 
 
-def _quantised(model: ModelFolder, calibration: Sequence[Picture], digest: str) -> Path:
+def _quantised(model: ModelFolder, calibration: Sequence[Path], digest: str) -> Path:
     """The folder with the model in int8, from the cache or quantised now.
 
     Raises:
@@ -183,8 +178,6 @@ def _quantised(model: ModelFolder, calibration: Sequence[Picture], digest: str) 
     """
 
     def make(folder: Path) -> dict[str, int]:
-        import openvino
-
         contents = _selected(calibration)
         if not contents:
             raise CommandError(
@@ -194,7 +187,7 @@ def _quantised(model: ModelFolder, calibration: Sequence[Picture], digest: str) 
         nncf = _nncf()
         say(f"quantising {model.card.name} to int8 with {len(contents)} calibration pictures")
         preprocessing = Preprocessing.of(model.card)
-        exact = openvino.Core().read_model(_converted(model) / OPENVINO_MODEL)
+        exact = import_openvino().Core().read_model(_converted(model) / OPENVINO_MODEL)
         dataset = nncf.Dataset([preprocessing.read(content, MAX_PIXELS)[None] for content in contents])
         _save(nncf.quantize(exact, dataset, subset_size=len(contents)), folder)
         return {"calibration_pictures": len(contents)}
@@ -203,10 +196,8 @@ def _quantised(model: ModelFolder, calibration: Sequence[Picture], digest: str) 
 
 
 def _nncf() -> Any:
-    """NNCF, installed where it is missing; without the package by which it would report its use."""
+    """NNCF, installed where it is missing."""
     if importlib.util.find_spec("nncf") is None:
         sys.path.append(str(optional_packages(paths.ROOT / "requirements-int8.txt", "int8")))
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it fails
-    import nncf
-
-    return nncf
+    import_openvino()  # first, so that NNCF doesn't report its use either
+    return importlib.import_module("nncf")

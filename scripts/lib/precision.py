@@ -21,8 +21,8 @@ from scripts.lib import paths
 from scripts.lib.console import CommandError, Progress, say
 from scripts.lib.conversion import CPU, calibration_digest, convert, has_openvino, identity, loaded
 from scripts.lib.machine import serving_device
-from scripts.lib.model_folder import ModelFolder, json_bytes, read_json, write_atomically
-from scripts.lib.training.dataset import MAX_PIXELS, Picture, find_pictures, labelled
+from scripts.lib.model_folder import CARD, ModelFolder, json_bytes, read_json, write_atomically
+from scripts.lib.training.dataset import MAX_PIXELS, Picture, labelled, picture_files
 
 MAX_ACCURACY_LOSS = 0.003
 """Top-1 accuracy that reduced decoding and precision may lose together on labelled pictures."""
@@ -42,19 +42,21 @@ class Wanted:
     ``runtime``: ``torch``, ``openvino``, or ``auto``: OpenVINO where it is installed and no GPU serves.
     ``precision``: ``float32``, ``bfloat16``, ``int8``, or ``auto``: the fastest of them that the
     processor computes in and that has been shown to keep the accuracy. ``pictures``: labelled
-    pictures on which that is measured; without them an earlier measurement on the model's card
-    counts. ``calibration``: pictures for int8, which isn't tried without them.
+    pictures on which that is measured; without them an earlier measurement counts, on this machine or
+    on the model's card. ``calibration``: picture files for int8, which isn't tried without them.
     """
 
     runtime: str = "auto"
     precision: str = "auto"
     pictures: Sequence[Picture] = field(default=())
-    calibration: Sequence[Picture] = field(default=())
+    calibration: Sequence[Path] = field(default=())
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Wanted:
         """What ``add_runtime_options`` put on a command line."""
-        calibration = find_pictures([f"calibration={args.calibration}"]) if args.calibration else []
+        calibration = picture_files(args.calibration) if args.calibration else []
+        if args.calibration and not calibration:
+            raise CommandError(f"--calibration {args.calibration} holds no pictures; give a folder with some hundred")
         return cls(args.runtime, args.precision, labelled(args.pictures, args.labels), calibration)
 
 
@@ -135,6 +137,17 @@ def settle(model: ModelFolder, wanted: Wanted) -> tuple[ModelCard, dict[str, byt
     raise AssertionError("float32 is the last candidate, and is taken or refused")
 
 
+def record(model: ModelFolder, pictures: Sequence[Picture]) -> ModelFolder:
+    """Measure what serving the model as fast as this machine can costs in accuracy, and write it into its card.
+
+    Whether a picture was trained on doesn't matter: what counts is that the answers stay the same.
+    """
+    served = settle(model, Wanted(pictures=pictures))[0].accuracy[SERVED]
+    card = replace(model.card, accuracy={**model.card.accuracy, SERVED: served})
+    write_atomically(model.path / CARD, json_bytes(card.to_dict()))
+    return replace(model, card=card)
+
+
 def _candidates(runtime: str, wanted: Wanted, record: Verification | None) -> list[str]:
     """The precisions that ``auto`` tries, fastest first: what may be measured now, or was before."""
     names = {"float32"}
@@ -187,7 +200,7 @@ class Exact:
         self.labels = self._labels(runtime, "measuring PyTorch in float32", self._exactly)  # (P,)
         self.reduced = 0
 
-    def beside(self, card: ModelCard, files: Mapping[str, bytes], calibration: Sequence[Picture] = ()) -> Verification:
+    def beside(self, card: ModelCard, files: Mapping[str, bytes], calibration: Sequence[Path] = ()) -> Verification:
         """What the model answers as ``card`` says that it is served, quantised with ``calibration`` where it was."""
         self.reduced = 0
         with loaded(self.model, card, files) as runtime:

@@ -275,7 +275,7 @@ def test_foreground_ends_with_an_error_when_the_server_dies(model_store: Path) -
 
 def test_a_worker_that_cannot_start_fails_serve_in_seconds(tmp_path: Path) -> None:
     """A card that contradicts the weights, packed behind the checks' back."""
-    files = archive_inputs(read_model_folder(BUNDLED))
+    files = archive_inputs(read_model_folder(BUNDLED), read_model_folder(BUNDLED).card, {})
     config = yaml.safe_load(files[MODEL_CONFIG])
     config["handler"]["num_classes"] = 47
     files[MODEL_CONFIG] = yaml.safe_dump(config).encode()
@@ -293,7 +293,7 @@ def test_a_worker_that_cannot_start_fails_serve_in_seconds(tmp_path: Path) -> No
 
 def test_a_batch_with_one_broken_picture_answers_the_others(tmp_path: Path) -> None:
     """One worker that takes eight requests at once: seven get 200, the broken one 400."""
-    files = archive_inputs(read_model_folder(BUNDLED))
+    files = archive_inputs(read_model_folder(BUNDLED), read_model_folder(BUNDLED).card, {})
     config = yaml.safe_load(files[MODEL_CONFIG])
     config |= {"batchSize": 8, "maxBatchDelay": 3000, "minWorkers": 1, "maxWorkers": 1}
     files[MODEL_CONFIG] = yaml.safe_dump(config).encode()

@@ -26,7 +26,7 @@ from tests.unit.conftest import LABELS, TINY, tiny_card, write_tiny_model
 
 KEYS = (
     "name, architecture, num_classes, resize, crop, mean, std, temperature, runtime, precision, "
-    "threads_per_worker, weights_sha256, dataset, licence, accuracy, training"
+    "threads_per_worker, weights_sha256, converted_sha256, dataset, licence, accuracy, training"
 )
 
 
@@ -121,8 +121,8 @@ def test_dict_has_plain_types_and_the_input_size() -> None:
         ({"temperature": 0}, "temperature must be positive, is 0"),
         ({"temperature": math.nan}, "temperature must be positive, is nan"),
         ({"temperature": math.inf}, "temperature must be positive, is inf"),
-        ({"runtime": "onnx"}, "runtime must be one of torch, is 'onnx'"),
-        ({"precision": "int4"}, "precision must be one of float32, is 'int4'"),
+        ({"runtime": "onnx"}, "runtime must be one of torch, openvino, is 'onnx'"),
+        ({"precision": "int4"}, "precision must be one of float32, bfloat16, int8, is 'int4'"),
         ({"threads_per_worker": 0}, "threads_per_worker must be at least 1, is 0"),
         ({"weights_sha256": "ABC"}, "weights_sha256 must be 64 hex digits, is 'ABC'"),
     ],

@@ -24,6 +24,7 @@ from handler import network
 from handler.card import CardError
 from handler.densenet_handler import WARM_UP_RUNS, DenseNetHandler
 from handler.payload import HOW_TO_SEND
+from handler.runtimes import torch_runtime
 from scripts.lib.archive import archive_inputs
 from scripts.lib.model_folder import ModelFolder
 from tests.pictures import ACCEPTED, Broken, base64_of, bomb, broken, jpeg, samples
@@ -94,8 +95,9 @@ def test_answer_is_the_networks(tiny_handler: DenseNetHandler, tiny_model: Model
             transforms.Normalize(card.mean, card.std),
         ]
     )
+    exact = network.load_network(card, tiny_model.weights, torch.device("cpu"))
     with torch.inference_mode():
-        logits = tiny_handler.model(prepare(Image.open(io.BytesIO(jpeg(3)))).unsqueeze(0))
+        logits = exact(prepare(Image.open(io.BytesIO(jpeg(3)))).unsqueeze(0))
     probability, index = logits.softmax(1)[0].max(0)
     (answer,) = serve(tiny_handler, [send(jpeg(3))])
     assert answer.json["index"] == int(index)
@@ -332,7 +334,7 @@ def test_network_is_warm_before_the_first_request(tiny_model: ModelFolder, monke
         loaded.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
         return loaded
 
-    monkeypatch.setattr(module, "load_network", counted)
+    monkeypatch.setattr(torch_runtime, "load_network", counted)
     ready = start(tiny_model.path, config_of(tiny_model))
     assert shapes == [(1, 3, 64, 64)] * WARM_UP_RUNS
     serve(ready, [send(jpeg()), send(b""), send(jpeg())])
@@ -497,7 +499,7 @@ def answers_in(message: bytes) -> tuple[int, list[Answer]]:
 @pytest.fixture
 def worker(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """TorchServe's service with the model, loaded from the files of an archive and from nothing else of ours."""
-    for name, content in archive_inputs(tiny_model).items():
+    for name, content in archive_inputs(tiny_model, tiny_model.card, {}).items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from scripts.lib import server as module
 from scripts.lib.console import CommandError
@@ -139,34 +138,6 @@ def test_stopping_ends_the_whole_family_and_removes_its_traces(tmp_path: Path) -
     assert not temporary.exists()
     assert [p.name for p in server.folder.iterdir()] == ["server.log"]
     clean_up(7000)  # nothing left: no error
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, 4),
-        ({"cpu.max": "max 100000"}, 4),
-        ({"cpu.max": "250000 100000"}, 2),
-        ({"cpu.max": "50000 100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
-    ],
-    ids=["no-cgroup", "v2-unlimited", "v2-two-and-a-half", "v2-half", "v1-three", "v1-unlimited"],
-)
-def test_one_worker_a_physical_core_that_may_be_used(
-    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="ascii")
-    monkeypatch.setattr(module, "CGROUP", tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else 4)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert default_workers() == cores
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert default_workers() == 3
 
 
 def test_the_workers_modules_come_from_the_archive_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from scripts.lib.model_folder import (
     write_model_folder,
 )
 from scripts.lib.paths import CACHE
+from scripts.lib.precision import MIN_PICTURES, record
 from scripts.lib.reporting.page import write_report
 from scripts.lib.training.dataset import (
     OXFORD_PETS,
@@ -120,6 +121,9 @@ def train(args: argparse.Namespace) -> ModelFolder:
     )
     card, evaluation = _measure(network.eval().to(device), card, split, targets, device)
     folder = write_model_folder(out, state, card, labels, half=args.half)
+    pictures = [*split.test, *split.val, *split.train][: max(MIN_PICTURES, len(split.test))]
+    if len(pictures) >= MIN_PICTURES:
+        folder = record(folder, pictures)
     if evaluation:
         write_report(out / REPORT, evaluation, history)
         say(f"report: {out / REPORT}")
