@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from scripts.lib.benchmarking.cost_server import REFUSAL_PAUSE_S
 from scripts.lib.benchmarking.costs import PICTURES_PER_HOUR, Costs, LoadCost
 from scripts.lib.console import CommandError
 from scripts.lib.model_folder import json_bytes, write_atomically
@@ -83,8 +84,8 @@ def markdown(costs: Costs) -> str:
         "![Requests a second by number of workers](workers.png)",
         "## Concurrency",
         f"The whole server with {_workers(cores)}, one a core: {served}. Refused requests (503: the queue is full) "
-        "were repeated after 0.1 s and count neither as requests nor in the latency; any other failure would have "
-        "ended the measurement.",
+        f"were repeated after {REFUSAL_PAUSE_S:g} s and count neither as requests nor in the latency; any other "
+        "failure would have ended the measurement.",
         _loads(costs.concurrency, "concurrency"),
         "![Requests a second and latency by concurrency](concurrency.png)",
         f"The bundled model, with {_workers(cores)} too:",

@@ -258,11 +258,11 @@ def pixels(card: ModelCard, count: int) -> np.ndarray:
 
 
 def call_ms(call: Callable[[], object], seconds: float) -> float:
-    """The median time of a call, in ms, over ``seconds`` and at least three calls, after an unmeasured one."""
+    """The median time of a call, in ms, over ``seconds`` and at least two calls, after an unmeasured one."""
     call()
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
+    while len(times) < 2 or time.perf_counter() < end:
         begin = time.perf_counter()
         call()
         times.append(time.perf_counter() - begin)
