@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.lib.archive import KNOWN_KEYS, MODEL_CONFIG, check_model_config
+from scripts.lib.archive import GPU_CONFIG, KNOWN_KEYS, MODEL_CONFIG, check_model_config, model_config
 from scripts.lib.console import CommandError
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED, CONFIG
@@ -117,3 +117,10 @@ def test_the_bundled_model_fits_its_labels_file_and_the_repository() -> None:
     assert accuracy["other"]["top1"] >= 0.85
     assert accuracy["test"]["ece"] <= 0.05
     assert accuracy["test"]["per_class"]["Samoyed"]["top1"] >= 0.9
+
+
+def test_a_gpu_takes_batches_and_a_processor_does_not() -> None:
+    cpu, gpu = (yaml.safe_load(model_config(gpu)) for gpu in (False, True))
+    assert (cpu["batchSize"], gpu["batchSize"]) == (1, 32)
+    assert {key for key in cpu if cpu[key] != gpu[key]} == set(yaml.safe_load((CONFIG / GPU_CONFIG).read_text()))
+    assert check_model_config(gpu) == gpu

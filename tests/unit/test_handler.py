@@ -8,6 +8,7 @@ import json
 import re
 import struct
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -587,3 +588,31 @@ def test_fault_of_the_server_is_answered_with_503_by_torchserve(worker: Any, mon
     code, answers = predict(worker, [Sent([("body", "image/jpeg", jpeg())])] * 2)
     assert code == 503
     assert [answer.status for answer in answers] == [503, 503]
+
+
+def test_a_worker_with_threads_decodes_a_batch_with_them(
+    tiny_handler: DenseNetHandler, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [send(jpeg(1)), send(b"no picture"), send(jpeg(2)), send(b""), send(jpeg(3))]
+    wanted = [(answer.status, answer.body) for answer in serve(tiny_handler, requests)]
+    before = torch.get_num_threads()
+    try:
+        threaded = start(tiny_model.path, config_of(tiny_model, threads_per_worker=3))
+    finally:
+        torch.set_num_threads(before)
+    names: set[str] = set()
+    read = threaded.image_processing
+    monkeypatch.setattr(
+        threaded, "image_processing", lambda data: (names.add(threading.current_thread().name), read(data))[1]
+    )
+    assert [(answer.status, answer.body) for answer in serve(threaded, requests)] == wanted
+    assert all(name.startswith("ThreadPoolExecutor") for name in names)
+
+
+def test_the_settings_may_ask_for_torch_compile(tiny_model: ModelFolder) -> None:
+    config = config_of(tiny_model) | {"pt2": {"compile": {"backend": "eager"}}}
+    compiled = start(tiny_model.path, config)
+    assert isinstance(compiled.runtime, torch_runtime.TorchRuntime)
+    assert isinstance(compiled.runtime.network, torch._dynamo.eval_frame.OptimizedModule)
+    (answer,) = serve(compiled, [send(jpeg())])
+    assert answer.status == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision import transforms
 from torchvision.models import DenseNet121_Weights
 
 from handler.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
+from handler.images import decode, decode_reduced
 from handler.preprocessing import Preprocessing
 from tests.pictures import noise
 from tests.unit.conftest import TINY, tiny_card
@@ -154,3 +156,40 @@ def test_picture_itself_is_not_changed() -> None:
     before = image.tobytes()
     preprocessing().to_array(image)
     assert image.tobytes() == before
+
+
+def photo(width: int, height: int, orientation: int = 1) -> bytes:
+    """A JPEG with detail of every size, as a photograph has it."""
+    layers = [np.asarray(noise(n, n, n).resize((width, height), Image.Resampling.BICUBIC)) for n in (4, 16, 64, 256)]
+    image = Image.fromarray(np.average(layers, axis=0, weights=[8, 4, 2, 1]).astype(np.uint8))
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(buffer, "JPEG", quality=92, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8], ids=["upright", "upside-down", "left", "right"])
+@pytest.mark.parametrize(
+    ("size", "reduction"),
+    [((640, 480), 1), ((1546, 1213), 2), ((1023, 787), 2), ((2051, 1537), 4), ((4099, 3073), 8)],
+    ids=["small", "dog", "odd", "large", "camera"],
+)
+def test_reduced_decoding_shows_the_same_picture(size: tuple[int, int], reduction: int, orientation: int) -> None:
+    """Odd sizes too: a crop that is one pixel off would differ by several levels on average."""
+    data, ours = photo(*size, orientation), preprocessing(192, 176)
+    image, whole = decode_reduced(data, 10**8, ours.enough)
+    upright = size if orientation in (1, 3) else size[::-1]
+    assert whole == upright
+    assert image.size == tuple(-(-side // reduction) for side in upright)
+    exact = ours.to_array(decode(data, 10**8)).astype(int)
+    found = ours.read(data, 10**8).astype(int)
+    assert found.shape == (176, 176, 3)
+    assert np.abs(found - exact).mean() < (0.5 if orientation == 1 else 1)  # a side that was rounded up, turned
+    assert (reduction == 1) == bool((found == exact).all())
+
+
+def test_only_jpeg_is_reduced() -> None:
+    buffer = io.BytesIO()
+    noise(900, 900).save(buffer, "PNG")
+    image, whole = decode_reduced(buffer.getvalue(), 10**8, 100)
+    assert image.size == whole == (900, 900)
