@@ -12,8 +12,12 @@ import pytest
 import requests
 from PIL import Image
 
+from handler.runtimes import has_bfloat16
+from scripts.lib.conversion import has_openvino
+from scripts.lib.machine import serving_device
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED
+from scripts.lib.precision import Wanted, settle
 from tests.e2e.conftest import Running
 from tests.golden import CHELSEA, GOLDEN, Golden
 
@@ -202,7 +206,11 @@ def test_an_oversized_body_is_refused(server: Running) -> None:
 
 def test_describe_returns_the_card(server: Running) -> None:
     answer = requests.get(f"{server.management}/models/densenet?customized=true", timeout=TIMEOUT_S).json()
-    assert answer[0]["customizedMetadata"] == read_model_folder(BUNDLED).card.to_dict()
+    card, _ = settle(read_model_folder(BUNDLED), Wanted())
+    assert answer[0]["customizedMetadata"] == card.to_dict()
+    if has_openvino():
+        assert (card.runtime, card.converted_sha256 != "") == ("openvino", True)
+        assert card.precision == ("bfloat16" if has_bfloat16(serving_device()) else "float32")
 
 
 def test_models_are_neither_registered_nor_removed_over_the_network(server: Running) -> None:
