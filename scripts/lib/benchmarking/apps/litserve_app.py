@@ -10,7 +10,7 @@ from fastapi import UploadFile
 from scripts.lib.benchmarking.apps import PORT, WORKERS, Classifier
 
 
-class ImageAPI(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no type hints
+class ImageAPI(litserve.LitAPI):
     """The classifier, one a worker."""
 
     def setup(self, device: str) -> None:
