@@ -75,7 +75,7 @@ class Alternative(HttpContender):
         else:
             self.workers = workers or cores
             self.threads = max(1, cores // self.workers)
-            settings = f"{count(self.workers, 'worker')} with {count(self.threads, 'thread')} each"
+            settings = f"{count(self.workers, 'worker')} of {count(self.threads, 'thread')}"
         self.what = f"{self.app.title}, {settings}, torch float32"
         self._process: subprocess.Popen[bytes] | None = None
 

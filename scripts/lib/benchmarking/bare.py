@@ -58,7 +58,7 @@ class Bare(Contender):
 
     def prepare(self, subject: Subject, java_home: Path, folder: Path) -> None:
         self.what = (
-            f"no server: {count(self.workers, 'process')} with {count(self.threads, 'thread')} each, "
+            f"no server: {count(self.workers, 'process')} of {count(self.threads, 'thread')}, "
             f"{subject.settings}, in a loop over the pictures; measured once, the same figures at every concurrency"
         )
         for name, content in subject.converted.items():

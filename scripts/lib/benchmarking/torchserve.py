@@ -106,7 +106,7 @@ class Ours(_TorchServe):
         own = "" if self.workers else " (serve.py's own number)"
         threads = count(subject.card.threads_per_worker, "thread")
         self.what = (
-            f"this project's server, {count(self._count, 'worker')}{own} with {threads} each, {subject.settings}"
+            f"this project's server, {count(self._count, 'worker')}{own} of {threads}, {subject.settings}"
         )
         write_archive(subject.model, subject.card, subject.converted, folder)
 

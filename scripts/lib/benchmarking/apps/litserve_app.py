@@ -19,7 +19,7 @@ class ImageAPI(litserve.LitAPI):
 
     def decode_request(self, request: UploadFile) -> bytes:
         """The uploaded file's bytes."""
-        content: bytes = request["file"].file.read()  # type: ignore[index]
+        content: bytes = request["file"].file.read()
         return content
 
     def predict(self, content: bytes) -> dict[str, object]:
