@@ -20,10 +20,12 @@ from scripts.lib.benchmarking.packages import installed_packages
 from scripts.lib.benchmarking.subject import Subject
 from scripts.lib.console import CommandError
 from scripts.lib.paths import ROOT
-from scripts.lib.server import LOOPBACK, STOP_TIMEOUT, default_workers, end_family
+from scripts.lib.server import LOOPBACK, default_workers, end_family
 
 _APPS = "scripts.lib.benchmarking.apps"
 _BOUNDARY = "densenet-benchmark-part"
+_STOP_TIMEOUT = 5.0
+"""Seconds to end by itself; LitServe doesn't when it is asked to, and is killed then."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Alternative(HttpContender):
         if self._process is None:
             return
         with contextlib.suppress(psutil.NoSuchProcess):
-            end_family(psutil.Process(self._process.pid), STOP_TIMEOUT)
+            end_family(psutil.Process(self._process.pid), _STOP_TIMEOUT)
         self._process.wait()
         self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -105,9 +105,7 @@ class Ours(_TorchServe):
         self._count = self.workers or default_workers()
         own = "" if self.workers else " (serve.py's own number)"
         threads = count(subject.card.threads_per_worker, "thread")
-        self.what = (
-            f"this project's server, {count(self._count, 'worker')}{own} of {threads}, {subject.settings}"
-        )
+        self.what = f"this project's server, {count(self._count, 'worker')}{own} of {threads}, {subject.settings}"
         write_archive(subject.model, subject.card, subject.converted, folder)
 
     def start(self) -> None:

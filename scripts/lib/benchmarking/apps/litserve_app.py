@@ -1,11 +1,10 @@
-"""LitServe: setup, decode, predict and encode in processes of their own behind one FastAPI server."""
+"""LitServe: decode, predict and encode in processes of their own behind one FastAPI server."""
 
-from __future__ import annotations
-
-from typing import Any
+# No "from __future__ import annotations": LitServe reads the annotation of decode_request as the server starts,
+# and takes a form only for this very class.
 
 import litserve
-from fastapi import UploadFile
+from fastapi import Request
 
 from scripts.lib.benchmarking.apps import PORT, WORKERS, Classifier
 
@@ -17,18 +16,14 @@ class ImageAPI(litserve.LitAPI):
         """Load the network, once a worker."""
         self.classify = Classifier()
 
-    def decode_request(self, request: UploadFile) -> bytes:
-        """The uploaded file's bytes."""
+    def decode_request(self, request: Request) -> bytes:
+        """The uploaded file's bytes; LitServe has parsed the form."""
         content: bytes = request["file"].file.read()
         return content
 
     def predict(self, content: bytes) -> dict[str, object]:
         """Classify."""
         return self.classify(content)
-
-    def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-        """As it is."""
-        return output
 
 
 if __name__ == "__main__":
