@@ -52,7 +52,8 @@ class OpenVinoRuntime(Runtime):
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         # set by hand: what infer() does with an array costs several times as much, and would copy it
-        self._request.set_input_tensor(self._tensor(np.require(pixels, requirements="CW"), shared_memory=True))
+        held = np.require(pixels, requirements="CW")  # until the answer is there: the request doesn't keep it alive
+        self._request.set_input_tensor(self._tensor(held, shared_memory=True))
         self._request.infer()
         answers: npt.NDArray[np.float32] = self._request.get_output_tensor().data
         return answers.copy()  # the request owns the other, and writes the next answer into it
