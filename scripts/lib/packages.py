@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-
-from filelock import FileLock
 
 from scripts.lib import paths
 from scripts.lib.console import CommandError, say
+from scripts.lib.download import locked
 
 
 def optional_packages(requirements: Path, what: str) -> Path:
@@ -27,27 +24,26 @@ def optional_packages(requirements: Path, what: str) -> Path:
         CommandError: they can't be installed.
     """
     constraints = paths.ROOT / "requirements.txt"
-    key = hashlib.sha256(requirements.read_bytes() + constraints.read_bytes() + sys.version.encode()).hexdigest()[:16]
-    folder = paths.CACHE / "packages" / f"{requirements.stem}-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
+    version = "{}.{}".format(*sys.version_info[:2])
+    key = hashlib.sha256(requirements.read_bytes() + constraints.read_bytes() + version.encode()).hexdigest()[:16]
+    folder = paths.CACHE / "packages" / key
+    with locked(folder, f"another process is installing the packages for {what}; waiting for it"):
         if folder.is_dir():
             return folder
-        say(f"installing the packages for {what} ({requirements.name}) …")
-        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-        try:
-            command = [
-                *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-                *("--target", str(part), "--requirement", str(requirements), "--constraint", str(constraints)),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
-                raise CommandError(
-                    f"the packages for {what} can't be installed: {lines[-1].strip()[:300]}; "
-                    f"look at {requirements.name} and the connection, and run the command again"
-                )
-            os.replace(part, folder)
-        finally:
+        say(f"installing the packages for {what}, once (some hundred MB, about half a minute)")
+        part = folder.with_name(f"{key}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        command = [
+            *(sys.executable, "-m", "pip", "install", "--no-input", "--disable-pip-version-check"),
+            *("--progress-bar=off", "--target", str(part), "-r", str(requirements), "-c", str(constraints)),
+        ]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode or not part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
-    return folder
+            said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+            raise CommandError(
+                f"the packages for {what} can't be installed: {said[-1].strip() if said else 'pip said nothing'}; "
+                "check the network connection and the free space on the disk, or do without"
+            )
+        part.replace(folder)  # whole or not at all: an interrupted installation is made again
+        return folder

@@ -59,6 +59,18 @@ class Wanted:
             raise CommandError(f"--calibration {args.calibration} holds no pictures; give a folder with some hundred")
         return cls(args.runtime, args.precision, labelled(args.pictures, args.labels), calibration)
 
+    def settled_runtime(self) -> str:
+        """``torch`` or ``openvino``.
+
+        Raises:
+            CommandError: OpenVINO is asked for and isn't installed.
+        """
+        if self.runtime == "auto":
+            return "openvino" if has_openvino() and serving_device() == CPU else "torch"
+        if self.runtime == "openvino" and not has_openvino():
+            raise CommandError("OpenVINO isn't installed; install it with pip, or choose --runtime torch")
+        return self.runtime
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -106,11 +118,7 @@ def settle(model: ModelFolder, wanted: Wanted) -> tuple[ModelCard, dict[str, byt
     Raises:
         CommandError: what was asked for isn't there, or costs too much accuracy.
     """
-    runtime = wanted.runtime
-    if runtime == "auto":
-        runtime = "openvino" if has_openvino() and serving_device() == CPU else "torch"
-    if runtime == "openvino" and not has_openvino():
-        raise CommandError("OpenVINO isn't installed; install it with pip, or choose --runtime torch")
+    runtime = wanted.settled_runtime()
     exact = Exact(model, wanted.pictures) if wanted.pictures else None
     record = None if exact else _recorded(model, runtime)
     automatic = wanted.precision == "auto"

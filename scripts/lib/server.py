@@ -34,6 +34,7 @@ from scripts.lib.model_folder import json_bytes, write_atomically
 from scripts.lib.paths import CONFIG, MODEL_NAME, RUN
 
 LOOPBACK = "127.0.0.1"
+LOG_CONFIG = CONFIG / "log4j2.xml"
 STOP_TIMEOUT = 60
 START_TIMEOUT = 180
 HOLD_TIMEOUT = 60
@@ -214,7 +215,7 @@ def start_server(
     temporary = Path(tempfile.mkdtemp(prefix="densenet-"))
     command = [
         *(sys.executable, "-m", "ts.model_server", "--start", "--no-config-snapshots"),
-        *("--ts-config", str(config), "--log-config", str(CONFIG / "log4j2.xml")),
+        *("--ts-config", str(config), "--log-config", str(LOG_CONFIG)),
         *("--model-store", str(model_store.resolve())),
         *("--models", f"{MODEL_NAME}={MODEL_NAME}.mar"),
     ]

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 import requests
-import torch
 
-from handler.images import decode
-from handler.network import load_network
 from handler.preprocessing import Preprocessing
+from handler.runtimes import Runtime
 from handler.topk import top_predictions
+from scripts.lib.conversion import loaded
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED
+from scripts.lib.precision import Wanted, settle
 from tests.e2e.conftest import Running
 from tests.pictures import Broken, Sample, broken, samples
 
 MODEL = read_model_folder(BUNDLED)
-NETWORK = load_network(MODEL.card, MODEL.weights, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    """The runtime that the server uses, in this process."""
+    with loaded(MODEL, *settle(MODEL, Wanted())) as ready:
+        yield ready
 
 
 @pytest.mark.parametrize("sample", samples(), ids=lambda s: s.name)
-def test_every_mode_is_answered_as_the_model_sees_it(server: Running, sample: Sample) -> None:
-    preprocessing = Preprocessing.of(MODEL.card)
-    array = preprocessing.to_array(decode(sample.data, 10**8))
-    with torch.inference_mode():
-        logits = NETWORK(preprocessing.to_tensor(array[None]))
+def test_every_mode_is_answered_as_the_model_sees_it(server: Running, runtime: Runtime, sample: Sample) -> None:
+    logits = runtime.logits(Preprocessing.of(MODEL.card).read(sample.data, 10**8)[None])
     ((expected,),) = top_predictions(logits, MODEL.labels, 1, MODEL.card.temperature)
     answer = requests.put(server.predictions, data=sample.data, timeout=60)
     assert answer.status_code == 200, answer.text

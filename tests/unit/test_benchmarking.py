@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import socket
+import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,18 +17,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from PIL import Image
 
+from handler.card import ARCHITECTURES
 from handler.network import load_network
+from handler.preprocessing import Preprocessing
+from handler.runtimes import has_bfloat16
 from scripts import benchmark
-from scripts.lib.benchmarking import contenders, measure, report, session
-from scripts.lib.benchmarking.contenders import CONTENDERS, Answer, Contender, Ours, Stock
-from scripts.lib.benchmarking.measure import Client, Load, Picture, percentile
+from scripts.lib import paths, precision
+from scripts.lib.benchmarking import alternatives, contenders, measure, report, session, subject, torchserve
+from scripts.lib.benchmarking.alternatives import Alternative
+from scripts.lib.benchmarking.bare import Bare, LoopProbe
+from scripts.lib.benchmarking.contenders import Answer, Contender, HttpContender, Picture, Request
+from scripts.lib.benchmarking.measure import Client, Load, OpenLoad, Plan, percentile
+from scripts.lib.benchmarking.names import KINDS, Wanted
+from scripts.lib.benchmarking.registry import make_contender
 from scripts.lib.benchmarking.report import Figure, Summary
+from scripts.lib.benchmarking.subject import Subject
+from scripts.lib.benchmarking.torchserve import Ours, Stock
 from scripts.lib.console import CommandError
 from scripts.lib.model_folder import ModelFolder, write_model_folder
-from tests.unit.conftest import tiny_card, tiny_state
+from tests.unit.conftest import TINY, tiny_card, tiny_state
 
 PICTURE = Picture("dog.jpg", b"picture", 4, 3)
 SMAPS = """55d4c0000000-7ffd00000000 ---p 00000000 00:00 0    [rollup]
@@ -103,8 +118,8 @@ def a_report(**samples: list[dict[str, float]]) -> dict[str, Any]:
     return {
         "date": "2026-01-02T03:04:05+00:00",
         "machine": {"processor": "a processor", "cores": 2, "load_before": 0.5},
-        "model": {"name": "tiny", "architecture": "compact", "classes": 7},
-        "options": {"repeats": 2, "requests": 10, "concurrency": [1]},
+        "model": {"name": "tiny", "architecture": "compact", "classes": 7, "note": ""},
+        "options": {"repeats": 2, "requests": 10, "concurrency": [1], "rates": [], "warm_up": 3},
         "contenders": {name: f"the server {name}" for name in samples},
         "answers": {name: {"dog.jpg": {"label": "Samoyed", "probability": 0.9}} for name in samples},
         "samples": samples,
@@ -125,6 +140,28 @@ def test_markdown_has_medians_ranges_and_ratios() -> None:
     assert "- stock: the server stock" in text
 
 
+def test_markdown_keeps_a_row_that_one_contender_lacks() -> None:
+    data = a_report(ours=[{"start_s": 4.0, "c1_cpu": 0.02}], bare=[{"c1_cpu": 0.01}], stock=[{"start_s": 8.0}])
+    text = report.markdown(data, report.figures([1]))
+    assert "| start to READY, s | 4.00 (4.00–4.00) | – | 8.00 (8.00–8.00) | – | 0.50 (0.50–0.50) |\n" in text
+    assert (
+        "| processor time a request at concurrency 1, ms | 20.0 (20.0–20.0) | 10.0 (10.0–10.0) | – "
+        "| 2.00 (2.00–2.00) | – |\n"
+    ) in text
+
+
+def test_markdown_tells_of_open_loops_and_untrained_weights() -> None:
+    samples = [{"r2.5_answered": 0.5, "r2.5_p50": 0.1}, {"r2.5_answered": 0.0}]
+    data = a_report(ours=samples, stock=samples)
+    assert "open loop" not in report.markdown(data, [])
+    data["options"]["rates"], data["model"]["note"] = [2.5], subject.UNTRAINED_NOTE
+    text = report.markdown(data, report.figures([1], [2.5]))
+    assert "in an open loop, where a latency counts from the time at which the request was due" in text
+    assert "**untrained weights: the times are those of a trained model, the answers mean nothing**" in text
+    assert "| answered at 2.5 requests/s, % | 25.0 (0.0–50.0) | 25.0 (0.0–50.0) | – |\n" in text  # no ratio to 0
+    assert "latency at 2.5" not in text  # one repetition has none
+
+
 def test_markdown_says_that_answers_differ() -> None:
     data = a_report(ours=[{}], stock=[{}])
     data["answers"]["stock"]["dog.jpg"]["label"] = "tabby"
@@ -141,11 +178,25 @@ def test_json_holds_samples_and_summary() -> None:
     }
 
 
+LOADS = {f"c{n}_{key}": n * 0.5 for n in (1, 4) for key in ("throughput", "p50", "cpu")}
+
+
 def test_report_is_written(tmp_path: Path) -> None:
-    data = a_report(ours=[{"start_s": 4.0}], stock=[{"start_s": 8.0}])
+    data = a_report(ours=[LOADS, LOADS], bare=[LOADS, LOADS], stock=[{"c1_throughput": 1.0, "c1_p50": 60.0}] * 2)
+    data["options"]["concurrency"] = [4, 1]
     text = session.write_report(data, tmp_path / "out")
-    assert (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8") == text
+    written = (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8")
+    assert written.startswith(text)
     assert json.loads((tmp_path / "out" / "benchmark.json").read_bytes())["date"] == data["date"]
+    for name in ("throughput", "latency", "cpu"):
+        assert f"![{name}]({name}.png)" in written
+        path = tmp_path / "out" / f"{name}.png"
+        assert path.stat().st_size < 200_000
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))  # (H, W, 3)
+        assert pixels.shape[1] > 600
+        assert (pixels[0] == 255).all()  # white behind it
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20  # and something on it
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CommandError, match=r"can't be written to .*file"):
         session.write_report(data, tmp_path / "file")
@@ -166,14 +217,28 @@ def test_machine_facts_and_versions() -> None:
 def test_defaults() -> None:
     args = benchmark.build_parser().parse_args([])
     assert (args.weights, args.picture, args.repeats, args.requests, args.out) == ("auto", [], 5, 60, None)
-    assert (args.concurrency, args.contenders) == ((1, 2, 4), ("ours", "stock"))
+    assert (args.concurrency, args.rate, args.warm_up) == ((1, 2, 4), (), 20)
+    assert args.contenders == (Wanted("ours"), Wanted("stock"))
+    assert (args.runtime, args.precision, args.pictures, args.labels) == ("auto", "auto", [], None)
 
 
-def test_contenders_of_command_and_harness_are_the_same() -> None:
-    assert tuple(CONTENDERS) == benchmark.CONTENDERS
-    made = [CONTENDERS[name](name) for name in CONTENDERS]
-    assert [c.name for c in made] == list(CONTENDERS)
-    assert [c.what for c in made if "1 worker" in c.what] == [made[0].what, made[1].what]
+def test_contenders_by_name() -> None:
+    for kind in KINDS:
+        assert make_contender(Wanted(kind)).name == kind
+    args = benchmark.build_parser().parse_args(["--contenders", "ours:2,ours,stock:1,bare,bare:4", "--rate", "5,0.5"])
+    assert [each.name for each in args.contenders] == ["ours:2", "ours", "stock:1", "bare", "bare:4"]
+    assert args.rate == (5, 0.5)
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("alternatives", "bare"):
+        monkeypatch.setattr(f"scripts.lib.benchmarking.{module}.default_workers", lambda: 4)
+    bare = [Bare("bare", workers) for workers in (None, 2, 3, 8)]
+    assert [(each.workers, each.threads) for each in bare] == [(4, 1), (2, 2), (3, 1), (8, 1)]
+    assert "2 workers of 2 threads" in Alternative("fastapi:2", "fastapi", 2).what
+    assert "a thread a request" in Alternative("flask", "flask", None).what
+    made = [make_contender(Wanted(*each)) for each in (("ours",), ("ours", 2), ("ours-default",), ("stock", 3))]
+    assert [getattr(each, "workers", 0) for each in made] == [1, 2, None, 3]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +251,14 @@ def test_contenders_of_command_and_harness_are_the_same() -> None:
         (["--concurrency", "1,x"], "invalid"),
         (["--contenders", "ours"], "two or more different"),
         (["--contenders", "ours,ours"], "two or more different"),
-        (["--contenders", "ours,flask"], "unknown contender 'flask', expected ours, stock"),
+        (["--contenders", "ours,tornado"], "unknown contender 'tornado', expected ours, stock"),
+        (["--contenders", "ours,flask:2"], "flask takes no number of workers, got 'flask:2'; those that do are ours"),
+        (["--contenders", "ours,stock:0"], "'stock:0': the workers must be a whole number of at least 1"),
+        (["--contenders", "ours,stock:"], "'stock:': the workers must be a whole number of at least 1"),
+        (["--rate", "0"], "expected requests a second above 0"),
+        (["--rate", "inf"], "expected requests a second above 0"),
+        (["--rate", "2,2.0"], "names a rate twice"),
+        (["--warm-up", "0"], "expected at least 1"),
         (["--picture"], "expected at least one argument"),
     ],
     ids=lambda value: "-".join(value).strip("-") if isinstance(value, list) else "",
@@ -215,7 +287,7 @@ def test_pictures(tmp_path: Path) -> None:
 
 
 def test_stock_archive_holds_the_same_network(tiny_model: ModelFolder, tmp_path: Path) -> None:
-    with zipfile.ZipFile(contenders.stock_archive(tiny_model, tmp_path / "store")) as archive:
+    with zipfile.ZipFile(torchserve.stock_archive(tiny_model, tmp_path / "store")) as archive:
         archive.extractall(tmp_path)
     manifest = json.loads((tmp_path / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))["model"]
     assert manifest["handler"] == "image_classifier"
@@ -241,23 +313,23 @@ def test_stock_refuses_fewer_classes_than_it_answers_with(tmp_path: Path) -> Non
     card = tiny_card(num_classes=4)
     model = write_model_folder(tmp_path / "model", tiny_state(card), card, ["a", "b", "c", "d"])
     with pytest.raises(CommandError, match=r"4 classes; .* answers with 5 and fails with fewer"):
-        Stock("stock", 1).prepare(model, Path("java"), tmp_path)
+        Stock("stock", 1).prepare(Subject(model, card, {}), Path("java"), tmp_path)
 
 
 def test_stock_settings_are_the_defaults() -> None:
-    ports = contenders.stock_properties(7000, None)
+    ports = torchserve.stock_properties(7000, None)
     assert all(value.startswith("http://127.0.0.1:700") for key, value in ports.items() if "address" in key)
-    assert set(contenders.stock_properties(7000, 1)) - set(ports) == {"default_workers_per_model"}
+    assert set(torchserve.stock_properties(7000, 1)) - set(ports) == {"default_workers_per_model"}
 
 
 def test_stock_environment_has_none_of_our_tuning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    environment = contenders.stock_environment(Path("java"), tmp_path)
+    environment = torchserve.stock_environment(Path("java"), tmp_path)
     assert environment["JAVA_HOME"] == "java"
     assert environment["LOG_LOCATION"].startswith(str(tmp_path))
     assert "OMP_NUM_THREADS" not in environment
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert contenders.stock_environment(Path("java"), tmp_path)["OMP_NUM_THREADS"] == "7"
+    assert torchserve.stock_environment(Path("java"), tmp_path)["OMP_NUM_THREADS"] == "7"
 
 
 @pytest.mark.parametrize(
@@ -268,7 +340,7 @@ def test_stock_environment_has_none_of_our_tuning(monkeypatch: pytest.MonkeyPatc
     ],
     ids=["ours", "stock"],
 )
-def test_answers_are_understood(contender: Contender, body: bytes) -> None:
+def test_answers_are_understood(contender: HttpContender, body: bytes) -> None:
     assert contender.parse(body) == Answer("Samoyed", 0.75)
 
 
@@ -279,18 +351,28 @@ def test_free_ports_are_free() -> None:
 # ---- the client ------------------------------------------------------------------------------------
 
 
-class Fake(Contender):
-    """A server in this process; ``status`` and ``bodies`` are what it answers with, in turn."""
+class Fake(HttpContender):
+    """A server in this process; ``status`` and ``bodies`` are what it answers with, in turn.
+
+    ``busy``: seconds that it takes for a request, one at a time.
+    """
 
     what = "a server in this process"
 
-    def __init__(self, bodies: list[bytes], status: int = 200, name: str = "fake") -> None:
+    def __init__(self, bodies: list[bytes], status: int = 200, name: str = "fake", busy: float = 0.0) -> None:
         self.name, self.bodies, self.status, self.received = name, bodies, status, 0
+        self.busy, self.turn = busy, threading.Lock()
         self.running = False
         self.polls = 0
 
-    def prepare(self, model: ModelFolder, java_home: Path, folder: Path) -> None:
+    def prepare(self, subject: Subject, java_home: Path, folder: Path) -> None:
         """Nothing to do."""
+
+    def processes(self) -> list[psutil.Process]:
+        return [psutil.Process()]
+
+    def request(self, picture: Picture) -> Request:
+        return Request("PUT", "/", {}, picture.content)
 
     def start(self) -> None:
         fake = self
@@ -300,6 +382,8 @@ class Fake(Contender):
 
             def do_PUT(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
+                with fake.turn:
+                    time.sleep(fake.busy)
                 body = fake.bodies[fake.received % len(fake.bodies)]
                 fake.received += 1
                 self.send_response(fake.status)
@@ -323,12 +407,8 @@ class Fake(Contender):
         return [os.getpid()]
 
     @property
-    def address(self) -> tuple[str, int, str]:
-        return "127.0.0.1", int(self.server.server_address[1]), "/"
-
-    def parse(self, body: bytes) -> Answer:
-        data = json.loads(body)
-        return Answer(data["label"], data["probability"])
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", int(self.server.server_address[1])
 
     def stop(self) -> None:
         if self.running:
@@ -341,9 +421,12 @@ class Fake(Contender):
 DOG = b'{"label": "Samoyed", "probability": 0.75}'
 
 
-def run_fake(fake: Fake, requests: int = 6, concurrencies: tuple[int, ...] = (1, 2)) -> measure.Sample:
+PLAN = Plan(6, (1, 2), (1000.0,), warm_up=3)
+
+
+def run_fake(fake: Fake) -> measure.Sample:
     """The figures of one start of ``fake``."""
-    return measure.measure(Client(fake, [PICTURE]), requests, concurrencies)
+    return Client(fake, [PICTURE]).measure(PLAN)
 
 
 @pytest.fixture(autouse=True)
@@ -356,12 +439,14 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_measure_takes_every_figure() -> None:
     fake = Fake([DOG])
     sample = run_fake(fake)
-    wanted = {figure.key for figure in report.figures([1, 2])}
+    wanted = {figure.key for figure in report.figures([1, 2], [1000])}
     assert set(sample) == wanted if sys.platform == "linux" else set(sample) <= wanted
-    assert fake.received == measure.WARM_UP_REQUESTS + 12
+    assert fake.received == 3 + 3 * 6
     assert not fake.running
     assert 0 < sample["c1_p50"] <= sample["c1_p95"] <= sample["c1_p99"]
     assert sample["c2_throughput"] > 0
+    assert sample["c2_cpu"] >= 0
+    assert sample["r1000_answered"] == 1
 
 
 @pytest.mark.parametrize(
@@ -403,13 +488,218 @@ def test_start_has_a_deadline() -> None:
         fake.stop()
 
 
+@pytest.fixture
+def slow() -> Iterator[Client]:
+    """A client of a server that takes 20 ms for each request, one after the other."""
+    fake = Fake([DOG], busy=0.02)
+    fake.start()
+    yield Client(fake, [PICTURE])
+    fake.stop()
+
+
+def test_an_open_loop_counts_from_the_time_that_a_request_was_due(slow: Client) -> None:
+    """At five times what the server can do each request waits for all before it; a closed loop wouldn't notice."""
+    load = slow.open_loop(20, rate=250)
+    assert load.answered == 1
+    assert max(load.latencies) > 20 * 0.02 - 20 / 250  # the last one: all that were served but its own due time
+    assert percentile(load.latencies, 0.5) > 2 * min(load.latencies)
+
+
+def test_an_open_loop_waits_between_requests(slow: Client) -> None:
+    start = time.perf_counter()
+    assert slow.open_loop(5, rate=20).sent == 5
+    assert time.perf_counter() - start > 4 / 20
+
+
+def test_an_open_loop_counts_what_is_not_answered() -> None:
+    fake = Fake([DOG], status=503)
+    fake.start()
+    try:
+        client = Client(fake, [PICTURE])
+        assert client.open_loop(4, rate=1000) == OpenLoad(4, ())
+    finally:
+        fake.stop()
+    assert client.open_loop(4, rate=1000).answered == 0  # nobody listens
+    assert measure.open_figures("r1", OpenLoad(4, ())) == {"r1_answered": 0}
+    assert measure.open_figures("r1", OpenLoad(4, (0.5,)))["r1_answered"] == 0.25
+
+
+def test_a_connection_that_the_server_closed_is_made_again(slow: Client) -> None:
+    connection = slow.connect()
+    slow.send(connection, 0)
+    first = connection.sock
+    first.shutdown(socket.SHUT_RDWR)
+    slow.send(connection, 1)
+    assert connection.sock is not first
+    connection.close()
+
+
+def test_processor_time_of_a_family_holds_what_has_ended() -> None:
+    before = measure.family_time([psutil.Process()])
+    subprocess.run([sys.executable, "-c", "for i in range(3_000_000): pass"], check=True)
+    assert measure.family_time([psutil.Process()]) - before > 0.02
+
+
+# ---- the bare loop ---------------------------------------------------------------------------------
+
+
+def test_the_bare_loop_answers_as_the_network_does(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    picture = session.generated_picture()
+    bare = Bare("bare:2", 2)
+    bare.prepare(subject.trained(tiny_model, precision.Wanted("torch", "float32")), Path("java"), tmp_path)
+    assert "2 processes of" in bare.what
+    assert "torch float32" in bare.what
+    probe = LoopProbe(bare, [picture])
+    sample = probe.measure(Plan(6, (1, 4), (5.0,), warm_up=2))
+    assert not bare.processes()
+    assert sample["c1_throughput"] == sample["c4_throughput"] > 0
+    assert sample["c1_p50"] > 0
+    assert {"rss", "c1_cpu"} <= set(sample)
+    assert not {"start_s", "r5_answered"} & set(sample)
+    network = load_network(tiny_model.card, tiny_model.weights, torch.device("cpu"))
+    preprocessing = Preprocessing.of(tiny_model.card)
+    with torch.inference_mode():
+        seen = preprocessing.to_tensor(preprocessing.read(picture.content, 10**7)[None])
+        best = network(seen).softmax(1)[0].max(0)
+    answer = probe.answers[picture.name]
+    assert answer.label == tiny_model.labels[int(best.indices)]
+    assert answer.probability == pytest.approx(float(best.values), abs=1e-4)
+
+
+def test_the_bare_loop_tells_why_it_fails(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    bare = Bare("bare:1", 1)
+    bare.prepare(Subject(tiny_model, tiny_model.card, {}), Path("java"), tmp_path)
+    with pytest.raises(CommandError, match=r"bare:1: a process of the loop failed: .*InvalidImage"):
+        LoopProbe(bare, [PICTURE]).measure(Plan(2, (1,), (), warm_up=1))
+    assert not bare.processes()
+
+
+# ---- the model -------------------------------------------------------------------------------------
+
+
+def test_untrained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "densenet121", TINY)
+    state = torch.get_rng_state()
+    found = subject.untrained("densenet121", tmp_path / "a", precision.Wanted("torch"))
+    assert torch.equal(state, torch.get_rng_state())
+    assert found.model.labels[207] == "golden retriever"
+    assert (found.card.num_classes, found.card.runtime, found.card.crop) == (1000, "torch", 224)
+    assert found.card.precision == ("bfloat16" if has_bfloat16(torch.device("cpu")) else "float32")
+    assert found.settings == f"torch {found.card.precision}"
+    assert found.note == subject.UNTRAINED_NOTE
+    again = subject.untrained("densenet121", tmp_path / "b", precision.Wanted("torch", "float32"))
+    assert again.card.weights_sha256 == found.card.weights_sha256
+    assert again.card.precision == "float32"
+
+
+def test_untrained_weights_without_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "densenet121", TINY)
+    monkeypatch.setattr(precision, "has_openvino", lambda: False)
+    assert subject.untrained("densenet121", tmp_path, precision.Wanted(precision="float32")).card.runtime == "torch"
+    with pytest.raises(CommandError, match="OpenVINO isn't installed; install it with pip, or choose --runtime torch"):
+        subject.untrained("densenet121", tmp_path, precision.Wanted("openvino"))
+
+
+def test_untrained_weights_take_no_labelled_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    args = benchmark.build_parser().parse_args(["--weights", "untrained", "--calibration", str(tmp_path)])
+    with pytest.raises(CommandError, match="no accuracy to lose: leave them out"):
+        benchmark._subject(args, tmp_path)
+
+
+# ---- the alternatives ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+APP = """
+import json, os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        assert self.headers["Content-Type"].startswith("multipart/form-data") and b"picture" in body
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"label": "Samoyed", "probability": 0.75}).encode())
+server = HTTPServer(("127.0.0.1", int(os.environ["BENCHMARK_PORT"])), Handler)
+assert Path(os.environ["BENCHMARK_MODEL"], "card.json").is_file()
+assert os.environ["PYTHONPATH"].split(os.pathsep)[0].endswith("packages")
+Path(os.environ["BENCHMARK_LOADED"], str(os.getpid())).touch()
+server.serve_forever()
+"""
+
+
+def alternative(monkeypatch: pytest.MonkeyPatch, model: ModelFolder, program: str) -> Alternative:
+    """A contender whose program is ``program``, its packages installed."""
+    app = alternatives._App("a program", lambda port, workers: ("-c", program))
+    monkeypatch.setattr(alternatives, "APPS", {"fastapi": app})
+    monkeypatch.setattr(alternatives, "optional_packages", lambda *_: Path("packages"))
+    made = Alternative("fastapi:1", "fastapi", 1)
+    made.prepare(Subject(model, model.card, {}), Path("java"), Path("folder"))
+    return made
+
+
+def test_an_alternative_is_started_asked_and_stopped(monkeypatch: pytest.MonkeyPatch, tiny_model: ModelFolder) -> None:
+    made = alternative(monkeypatch, tiny_model, APP)
+    probe = session.probe_of(made, [PICTURE])
+    probe.rehearse()
+    sample = probe.measure(Plan(3, (1,), (100.0,), warm_up=1))
+    assert probe.answers == {"dog.jpg": Answer("Samoyed", 0.75)}
+    assert sample["start_s"] > 0
+    assert sample["c1_throughput"] > 0
+    assert made.processes() == []
+
+
+def test_an_alternative_that_dies_says_why(monkeypatch: pytest.MonkeyPatch, tiny_model: ModelFolder) -> None:
+    made = alternative(monkeypatch, tiny_model, "raise SystemExit('no such module')")
+    with pytest.raises(CommandError, match="fastapi:1: it died at its start: no such module"):
+        session.probe_of(made, [PICTURE]).rehearse()
+    assert made.processes() == []
+
+
+# ---- from options to report ------------------------------------------------------------------------
+
+
+def test_nothing_measures_what_is_neither_server_nor_loop() -> None:
+    class Other(Contender):
+        name = what = "other"
+
+        def prepare(self, subject: Subject, java_home: Path, folder: Path) -> None:
+            """Nothing to do."""
+
+        def processes(self) -> list[psutil.Process]:
+            return []
+
+        def stop(self) -> None:
+            """Nothing to do."""
+
+    with pytest.raises(TypeError, match="nothing measures a Other"):
+        session.probe_of(Other(), [])
+
+
 def test_the_whole_benchmark(tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = {name: Fake([DOG], name=name) for name in ("one", "two")}
-    monkeypatch.setattr(session, "CONTENDERS", {name: lambda name: fakes[name] for name in fakes})
+    monkeypatch.setattr(session, "make_contender", lambda wanted: fakes[wanted.name])
     monkeypatch.setattr(session, "java_version", lambda home: "21")
-    data = session.run_benchmark(tiny_model, ["one", "two"], [PICTURE], 2, 3, [1], Path("java"))
+    data = session.run_benchmark(
+        Subject(tiny_model, tiny_model.card, {}),
+        [Wanted("one"), Wanted("two")],
+        [PICTURE],
+        Plan(3, (1,), (500.0,), warm_up=2),
+        2,
+        Path("java"),
+    )
     assert data["pictures"] == [{"name": "dog.jpg", "bytes": 7, "width": 4, "height": 3}]
+    assert data["options"] == {"repeats": 2, "requests": 3, "concurrency": [1], "rates": [500], "warm_up": 2}
     assert [len(each) for each in data["samples"].values()] == [2, 2]
     text = session.write_report(data, None)
     assert "requests/s at concurrency 1" in text
+    assert "answered at 500 requests/s" in text
     assert "start to READY" in text

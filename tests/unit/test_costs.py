@@ -21,7 +21,6 @@ import psutil
 import pytest
 from PIL import Image
 
-from handler.card import ARCHITECTURES
 from handler.preprocessing import Preprocessing
 from scripts import measure_costs
 from scripts.lib.benchmarking import cost_report, cost_server, costs, photographs
@@ -171,13 +170,6 @@ def test_repetitions_are_interleaved() -> None:
     times = costs.interleaved("x", {name: partial(called.append, name) for name in "ab"}, 0.0, 2)
     assert "".join(called) == "aaabbb" * 2  # an unmeasured call and two measured ones, in turn
     assert all(times[name].low >= 0 for name in "ab")
-
-
-def test_untrained_weights_are_always_the_same(tmp_path: Path) -> None:
-    one, two = (costs.untrained("densenet121", tmp_path / name) for name in ("one", "two"))
-    assert one.card == two.card
-    assert (one.card.architecture, one.card.num_classes) == (ARCHITECTURES["densenet121"], 1000)
-    assert "for timing only" in one.card.dataset
 
 
 # ---- the server --------------------------------------------------------------------------------

@@ -231,9 +231,9 @@ def test_optional_packages_are_installed_once(tmp_path: Path, cache: Path) -> No
 def test_packages_that_are_not_there(tmp_path: Path, cache: Path) -> None:
     requirements = tmp_path / "requirements-missing.txt"
     requirements.write_text(f"{tmp_path / 'nothing-here'}\n", encoding="utf-8")
-    with pytest.raises(CommandError, match=r"for a test can't be installed: .*look at requirements-missing"):
+    with pytest.raises(CommandError, match=r"for a test can't be installed: .*check the network connection"):
         packages.optional_packages(requirements, "a test")
-    assert [path.suffix for path in (cache / "packages").iterdir()] == [".lock"], "nothing half is left"
+    assert not (cache / "packages").exists(), "nothing half is left"
 
 
 def test_half_precision_weights_are_converted(tiny_model: ModelFolder, tmp_path: Path) -> None:

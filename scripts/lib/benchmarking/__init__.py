@@ -1,8 +1,10 @@
-"""The benchmark harness: servers side by side, on the same weights, pictures and client.
+"""The benchmark harness: ways to serve side by side, on the same weights, pictures and client.
 
-``contenders`` starts and stops the servers, ``measure`` takes the figures of one start,
-``report`` turns the figures of all starts into medians, ranges and ratios, ``session`` drives them.
+``names`` reads ``--contenders``, ``registry`` makes them: ``torchserve`` (ours and the stock example),
+``alternatives`` (programs in ``apps``, their packages from ``packages``) and ``bare`` (no server).
+``subject`` is the model that all compute. ``measure`` takes the figures of one start, ``report`` turns
+those of all starts into medians, ranges and ratios, ``plots`` draws them, ``session`` drives it all.
 
-A further contender is a subclass of ``Contender`` and an entry in ``CONTENDERS``; a further figure
-is a key in the sample that ``measure`` returns and an entry in ``report.figures``.
+A further server is a subclass of ``HttpContender``, an entry in ``names`` and one in ``registry``; a
+further figure is a key in the sample that ``measure`` returns and an entry in ``report.figures``.
 """

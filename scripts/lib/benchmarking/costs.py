@@ -25,12 +25,13 @@ from scripts.lib.archive import write_archive
 from scripts.lib.benchmarking.cost_server import START_S, Load, measure_load, serving
 from scripts.lib.benchmarking.photographs import GENERATED_PX, Photograph, generated, of_size
 from scripts.lib.benchmarking.report import Summary, load_average, machine_facts, now, versions
+from scripts.lib.benchmarking.subject import untrained_model
 from scripts.lib.console import Progress
 from scripts.lib.conversion import convert
 from scripts.lib.environment import java_version
-from scripts.lib.model_folder import ModelFolder, read_model_folder, write_model_folder
+from scripts.lib.machine import usable_cores
+from scripts.lib.model_folder import ModelFolder, read_model_folder
 from scripts.lib.paths import BUNDLED
-from scripts.lib.server import default_workers
 from scripts.lib.training.dataset import MAX_PIXELS
 
 REFERENCE = "densenet121"
@@ -190,12 +191,12 @@ def measure_costs(plan: Plan, picture: Photograph | None, repeats: int, java_hom
     """
     facts, date = machine_facts(), now()
     runtime = "openvino" if importlib.util.find_spec("openvino") else "torch"
-    precisions = ("float32", "bfloat16") if has_bfloat16() else ("float32",)
+    precisions = ("float32", "bfloat16") if has_bfloat16(_CPU) else ("float32",)
     sent = picture or generated(*GENERATED_PX)
-    cores = default_workers()
+    cores = usable_cores()
     with tempfile.TemporaryDirectory(prefix="costs-") as temporary:
         folder = Path(temporary)
-        models = {name: untrained(name, folder / name) for name in plan.architectures}
+        models = {name: untrained_model(name, folder / name) for name in plan.architectures}
         bundled = read_model_folder(BUNDLED)
         everything = [*models.values(), bundled]
         architectures = network_costs(everything, runtime, precisions, plan.call_s, repeats)
@@ -232,15 +233,6 @@ def measure_costs(plan: Plan, picture: Photograph | None, repeats: int, java_hom
 
 
 # ---- the parts ---------------------------------------------------------------------------------
-
-
-def untrained(name: str, folder: Path) -> ModelFolder:
-    """A model of torchvision's architecture ``name`` with random weights, always the same: for timing only."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_network(ARCHITECTURES[name], CLASSES)
-    card = ModelCard(name, ARCHITECTURES[name], CLASSES, dataset="none: random weights, for timing only")
-    return write_model_folder(folder, network.state_dict(), card, [f"class {i}" for i in range(CLASSES)])
 
 
 def loaded(model: ModelFolder, runtime: str, precision: str) -> Runtime:

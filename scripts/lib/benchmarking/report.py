@@ -17,6 +17,8 @@ from scripts.lib.benchmarking.measure import Sample
 
 PACKAGES = ("torch", "torchvision", "torchserve", "pillow", "numpy")
 MEGABYTE = 1e6
+MISSING = "–"
+PERCENTILES = ("p50", "p95", "p99")
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,28 @@ class Summary:
         return f"{median} ({low}–{high})"
 
 
-def figures(concurrencies: Sequence[int]) -> list[Figure]:
-    """The rows of the report, in order."""
+def figures(concurrencies: Sequence[int], rates: Sequence[float] = ()) -> list[Figure]:
+    """The rows of the report, in order.
+
+    Args:
+        concurrencies: of the closed loops.
+        rates: of the open loops, in requests/s.
+    """
     rows = [
         Figure("start_s", "start to READY, s", digits=2),
         Figure("start_cpu", "processor time of a worker until READY, s", digits=2),
         Figure("rss", "memory of a worker, RSS, MB", 1 / MEGABYTE, 0),
         Figure("pss", "memory of a worker, PSS, MB", 1 / MEGABYTE, 0),
         Figure("private", "memory of a worker, private, MB", 1 / MEGABYTE, 0),
+        Figure("total_pss", "memory of all its processes, PSS, MB", 1 / MEGABYTE, 0),
     ]
     for n in concurrencies:
         rows.append(Figure(f"c{n}_throughput", f"requests/s at concurrency {n}", digits=2))
-        rows += [Figure(f"c{n}_{p}", f"latency at concurrency {n}, {p}, ms", 1000, 0) for p in ("p50", "p95", "p99")]
+        rows += [Figure(f"c{n}_{p}", f"latency at concurrency {n}, {p}, ms", 1000, 0) for p in PERCENTILES]
+        rows.append(Figure(f"c{n}_cpu", f"processor time a request at concurrency {n}, ms", 1000))
+    for rate in rates:
+        rows.append(Figure(f"r{rate:g}_answered", f"answered at {rate:g} requests/s, %", 100))
+        rows += [Figure(f"r{rate:g}_{p}", f"latency at {rate:g} requests/s, {p}, ms", 1000, 0) for p in PERCENTILES]
     return rows
 
 
@@ -89,17 +101,26 @@ def summarise(samples: Mapping[str, Sequence[Sample]], rows: Sequence[Figure]) -
         rows: the figures.
 
     Returns:
-        Figure to ``{"contenders": {name: Summary}, "ratios": {name of the other: Summary}}``.
+        Figure to ``{"contenders": {name: Summary}, "ratios": {name of the other: Summary}}``. A
+        contender that lacks a figure isn't among its ``contenders``, and a ratio needs both.
     """
     first, *others = samples
     summary: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if not all(row.key in sample for each in samples.values() for sample in each):
+        values = {
+            name: [sample[row.key] for sample in each]
+            for name, each in samples.items()
+            if all(row.key in sample for sample in each)
+        }
+        if not values:
             continue  # this system doesn't tell
-        values = {name: [sample[row.key] for sample in each] for name, each in samples.items()}
         summary[row.key] = {
             "contenders": {name: Summary.of(each) for name, each in values.items()},
-            "ratios": {name: Summary.of(ratios(values[first], values[name])) for name in others},
+            "ratios": {
+                name: Summary.of(ratios(values[first], values[name]))
+                for name in others
+                if first in values and name in values and all(values[name])
+            },
         }
     return summary
 
@@ -115,10 +136,12 @@ def markdown(report: Mapping[str, Any], rows: Sequence[Figure]) -> str:
         f"{report['model']['name']} ({report['model']['architecture']}, {report['model']['classes']} classes); "
         f"{machine['processor']}, {machine['cores']} cores, load before {machine['load_before']}; {report['date']}",
         "",
+        *([f"**{report['model']['note']}**", ""] if report["model"]["note"] else []),
         *(f"- {name}: {what}" for name, what in report["contenders"].items()),
         "",
-        f"Median (lowest–highest) of {options['repeats']} interleaved starts, {options['requests']} requests at each "
-        "concurrency in a closed loop. A ratio is the median of the repetitions' own ratios.",
+        f"Median (lowest–highest) of {options['repeats']} interleaved starts, after {options['warm_up']} requests a "
+        f"worker {options['requests']} at each concurrency in a closed loop{_open_loops(options)}. A ratio is the "
+        "median of the repetitions' own ratios; – is what a contender doesn't have.",
         "",
         f"| {' | '.join(heads)} |",
         f"|{'---|' * len(heads)}",
@@ -126,11 +149,18 @@ def markdown(report: Mapping[str, Any], rows: Sequence[Figure]) -> str:
     for row in rows:
         if row.key in summary:
             each = summary[row.key]
-            cells = [each["contenders"][name].text(row.scale, row.digits) for name in names]
-            cells += [each["ratios"][name].text(digits=2) for name in others]
+            found, compared = each["contenders"], each["ratios"]
+            cells = [found[name].text(row.scale, row.digits) if name in found else MISSING for name in names]
+            cells += [compared[name].text(digits=2) if name in compared else MISSING for name in others]
             lines.append(f"| {' | '.join([row.title, *cells])} |")
     lines += ["", *answer_lines(report["answers"])]
     return "\n".join(lines) + "\n"
+
+
+def _open_loops(options: Mapping[str, Any]) -> str:
+    if not options["rates"]:
+        return ""
+    return ", and at each rate in an open loop, where a latency counts from the time at which the request was due"
 
 
 def answer_lines(answers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:

@@ -12,12 +12,27 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from scripts.lib.benchmarking.contenders import CONTENDERS, Contender, check_installed
-from scripts.lib.benchmarking.measure import Client, Picture, Sample, measure, start_timed
-from scripts.lib.benchmarking.report import as_json, figures, load_average, machine_facts, markdown, now, versions
+from scripts.lib.benchmarking.bare import Bare, LoopProbe
+from scripts.lib.benchmarking.contenders import Contender, HttpContender, Picture
+from scripts.lib.benchmarking.measure import Client, Plan, Probe, Sample
+from scripts.lib.benchmarking.names import Wanted
+from scripts.lib.benchmarking.plots import draw
+from scripts.lib.benchmarking.registry import make_contender
+from scripts.lib.benchmarking.report import (
+    as_json,
+    figures,
+    load_average,
+    machine_facts,
+    markdown,
+    now,
+    summarise,
+    versions,
+)
+from scripts.lib.benchmarking.subject import Subject
+from scripts.lib.benchmarking.torchserve import check_installed
 from scripts.lib.console import CommandError, Progress
 from scripts.lib.environment import java_version
-from scripts.lib.model_folder import ModelFolder, json_bytes, write_atomically
+from scripts.lib.model_folder import json_bytes, write_atomically
 
 GENERATED_PX = (1546, 1213)
 """Width and height of the picture that is sent when none is given, those of pytorch/hub's ``dog.jpg``."""
@@ -51,13 +66,21 @@ def generated_picture() -> Picture:
     return Picture("generated.jpg", buffer.getvalue(), width, height)
 
 
+def probe_of(contender: Contender, pictures: Sequence[Picture]) -> Probe:
+    """What takes the figures of ``contender``."""
+    if isinstance(contender, HttpContender):
+        return Client(contender, pictures)
+    if isinstance(contender, Bare):
+        return LoopProbe(contender, pictures)
+    raise TypeError(f"nothing measures a {type(contender).__name__}; expected an HttpContender or Bare")
+
+
 def run_benchmark(
-    model: ModelFolder,
-    names: Sequence[str],
+    subject: Subject,
+    wanted: Sequence[Wanted],
     pictures: Sequence[Picture],
+    plan: Plan,
     repeats: int,
-    requests: int,
-    concurrencies: Sequence[int],
     java_home: Path,
 ) -> dict[str, Any]:
     """Start the contenders in turn, ``repeats`` times each, and measure them.
@@ -73,25 +96,23 @@ def run_benchmark(
     """
     check_installed()
     facts, date = machine_facts(), now()
+    model = subject.model
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
-        contenders: list[Contender] = [CONTENDERS[name](name) for name in names]
-        for contender in contenders:
-            folder = Path(temporary, contender.name)
+        contenders = [make_contender(each) for each in wanted]
+        for number, contender in enumerate(contenders):
+            folder = Path(temporary, str(number))
             folder.mkdir()
-            contender.prepare(model, java_home, folder)
-        clients = [Client(contender, pictures) for contender in contenders]
-        samples: dict[str, list[Sample]] = {name: [] for name in names}
-        progress = Progress("benchmark", (repeats + 1) * len(clients), " starts")
-        for contender in contenders:
-            try:
-                start_timed(contender)
-            finally:
-                contender.stop()
-            progress.advance(note=contender.name)
+            contender.prepare(subject, java_home, folder)
+        probes = [probe_of(contender, pictures) for contender in contenders]
+        samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
+        progress = Progress("benchmark", (repeats + 1) * len(probes), " starts")
+        for probe in probes:
+            probe.rehearse()
+            progress.advance(note=probe.contender.name)
         for _ in range(repeats):
-            for client in clients:
-                samples[client.contender.name].append(measure(client, requests, concurrencies))
-                progress.advance(note=client.contender.name)
+            for probe in probes:
+                samples[probe.contender.name].append(probe.measure(plan))
+                progress.advance(note=probe.contender.name)
     return {
         "date": date,
         "machine": {**facts, "load_after": load_average()},
@@ -102,30 +123,45 @@ def run_benchmark(
             "classes": model.card.num_classes,
             "crop": model.card.crop,
             "weights_sha256": model.card.weights_sha256,
+            "note": subject.note,
         },
-        "options": {"repeats": repeats, "requests": requests, "concurrency": list(concurrencies)},
+        "options": {
+            "repeats": repeats,
+            "requests": plan.requests,
+            "concurrency": list(plan.concurrencies),
+            "rates": list(plan.rates),
+            "warm_up": plan.warm_up,
+        },
         "pictures": [{"name": p.name, "bytes": len(p.content), "width": p.width, "height": p.height} for p in pictures],
         "contenders": {contender.name: contender.what for contender in contenders},
         "answers": {
-            client.contender.name: {name: dataclasses.asdict(answer) for name, answer in client.answers.items()}
-            for client in clients
+            probe.contender.name: {name: dataclasses.asdict(answer) for name, answer in probe.answers.items()}
+            for probe in probes
         },
         "samples": samples,
     }
 
 
 def write_report(report: dict[str, Any], folder: Path | None) -> str:
-    """Write ``benchmark.json`` and ``benchmark.md`` into ``folder``, if there is one; returns the Markdown.
+    """Write ``benchmark.json``, ``benchmark.md`` and its plots into ``folder``, if there is one.
+
+    Returns:
+        The Markdown, without the plots.
 
     Raises:
         CommandError: the folder can't be written.
     """
-    rows = figures(report["options"]["concurrency"])
+    options = report["options"]
+    rows = figures(options["concurrency"], options["rates"])
     text = markdown(report, rows)
     if folder is not None:
+        plots = draw(summarise(report["samples"], rows), list(report["samples"]), options["concurrency"])
+        shown = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in plots)
         try:
             write_atomically(folder / "benchmark.json", json_bytes(as_json(report, rows)))
-            write_atomically(folder / "benchmark.md", text.encode())
+            write_atomically(folder / "benchmark.md", (text + shown).encode())
+            for name, png in plots.items():
+                write_atomically(folder / name, png)
         except OSError as error:
             raise CommandError(f"the report can't be written to {folder}: {error.strerror or error}") from None
     return text

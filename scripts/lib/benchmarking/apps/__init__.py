@@ -1,8 +1,10 @@
 """The alternatives that the benchmark measures, each a program of its own, as its documentation shows it.
 
 They take from the environment ``BENCHMARK_MODEL`` (a model folder), ``BENCHMARK_PORT``,
-``BENCHMARK_WORKERS`` and ``BENCHMARK_THREADS`` (a worker), and answer ``POST /predict`` with a
-multipart ``file`` by ``{"label": …, "probability": …}``.
+``BENCHMARK_WORKERS``, ``BENCHMARK_THREADS`` (a worker; 0: torch's own number) and
+``BENCHMARK_LOADED`` (a folder in which a worker that has loaded the model makes a file named after
+its process), and answer ``POST /predict`` with a multipart ``file`` by
+``{"label": …, "probability": …}``.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ from scripts.lib.model_folder import read_model_folder
 MODEL = Path(os.environ.get("BENCHMARK_MODEL", ""))
 PORT = int(os.environ.get("BENCHMARK_PORT", "0"))
 WORKERS = int(os.environ.get("BENCHMARK_WORKERS", "1"))
-THREADS = int(os.environ.get("BENCHMARK_THREADS", "1"))
+THREADS = int(os.environ.get("BENCHMARK_THREADS", "0"))
+LOADED = Path(os.environ.get("BENCHMARK_LOADED", ""))
 
 
 class Classifier:
     """Eager PyTorch behind torchvision's transforms: what tutorials show, and what all alternatives share."""
 
     def __init__(self) -> None:
-        torch.set_num_threads(THREADS)
+        if THREADS:
+            torch.set_num_threads(THREADS)
         model = read_model_folder(MODEL)
         card = model.card
         self.labels = model.labels
@@ -42,6 +46,7 @@ class Classifier:
                 transforms.Normalize(card.mean, card.std),
             ]
         )
+        (LOADED / str(os.getpid())).touch()
 
     def __call__(self, content: bytes) -> dict[str, object]:
         """The best label of a picture file and its probability, 0 to 1."""

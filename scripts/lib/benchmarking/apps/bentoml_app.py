@@ -9,14 +9,14 @@ import bentoml
 from scripts.lib.benchmarking.apps import WORKERS, Classifier
 
 
-@bentoml.service(workers=WORKERS, traffic={"timeout": 120})  # type: ignore[misc]  # BentoML has no type hints
+@bentoml.service(workers=WORKERS, traffic={"timeout": 120})
 class ImageService:
     """The classifier, one a worker."""
 
     def __init__(self) -> None:
         self.classify = Classifier()
 
-    @bentoml.api  # type: ignore[misc]
+    @bentoml.api
     def predict(self, file: Path) -> dict[str, object]:
         """Answer a multipart ``file``, which BentoML has written to disk."""
         return self.classify(file.read_bytes())

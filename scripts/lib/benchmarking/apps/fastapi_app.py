@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, UploadFile
 
-from scripts.lib.benchmarking.apps import PORT, WORKERS, Classifier
+from scripts.lib.benchmarking.apps import Classifier
 
 app = FastAPI()
 classify = Classifier()
@@ -17,13 +16,3 @@ classify = Classifier()
 def predict(file: UploadFile) -> Any:
     """Answer a multipart ``file``."""
     return classify(file.file.read())
-
-
-if __name__ == "__main__":
-    uvicorn.run(
-        "scripts.lib.benchmarking.apps.fastapi_app:app",
-        host="127.0.0.1",
-        port=PORT,
-        workers=WORKERS,
-        log_level="warning",
-    )

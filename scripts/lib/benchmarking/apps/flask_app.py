@@ -1,4 +1,4 @@
-"""The Flask app that this project grew out of: one process, a thread a request."""
+"""Flask, as its documentation shows file uploads, on its own server: one process, a thread a request."""
 
 from __future__ import annotations
 
