@@ -6,6 +6,7 @@ there and in the repository.
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -81,6 +82,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         threads = self.card.threads_per_worker
         self._decoders = ThreadPoolExecutor(threads) if threads > 1 else None
         self._warm_up()
+        gc.freeze()  # what was loaded stays: no collection looks at it again
         self.initialized = True
         logger.info(
             "%s is ready: %d classes, %s %s on %s",

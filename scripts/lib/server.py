@@ -35,6 +35,8 @@ from scripts.lib.paths import CONFIG, MODEL_NAME, RUN
 
 LOOPBACK = "127.0.0.1"
 LOG_CONFIG = CONFIG / "log4j2.xml"
+WORKERS_PER_THREAD = 8
+"""Workers that one of TorchServe's network threads keeps busy, with room to spare."""
 STOP_TIMEOUT = 60
 START_TIMEOUT = 180
 HOLD_TIMEOUT = 60
@@ -143,6 +145,8 @@ def server_properties(port: int, host: str, management_host: str, workers: int, 
         "grpc_inference_port": str(port + 3),
         "grpc_management_port": str(port + 4),
         "default_workers_per_model": str(workers),
+        "number_of_netty_threads": str(1 + workers // WORKERS_PER_THREAD),
+        "netty_client_threads": str(1 + workers // WORKERS_PER_THREAD),
         "disable_token_authorization": "false" if token else "true",
     }
 

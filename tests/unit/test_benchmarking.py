@@ -232,7 +232,7 @@ def test_contenders_by_name() -> None:
 
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("alternatives", "bare"):
-        monkeypatch.setattr(f"scripts.lib.benchmarking.{module}.default_workers", lambda: 4)
+        monkeypatch.setattr(f"scripts.lib.benchmarking.{module}.usable_cores", lambda: 4)
     bare = [Bare("bare", workers) for workers in (None, 2, 3, 8)]
     assert [(each.workers, each.threads) for each in bare] == [(4, 1), (2, 2), (3, 1), (8, 1)]
     assert "2 workers of 2 threads" in Alternative("fastapi:2", "fastapi", 2).what
