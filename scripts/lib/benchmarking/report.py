@@ -194,7 +194,7 @@ def machine_facts() -> dict[str, Any]:
         "processor": processor(),
         "cores": psutil.cpu_count(),
         "memory": psutil.virtual_memory().total,
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "load_before": load_average(),
     }
 
