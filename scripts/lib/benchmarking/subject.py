@@ -79,6 +79,9 @@ def untrained_model(arch: str, folder: Path) -> ModelFolder:
         torch.manual_seed(0)
         network = build_network(ARCHITECTURES[arch], len(labels))
     card = ModelCard(
-        name=f"{arch}-untrained", architecture=ARCHITECTURES[arch], num_classes=len(labels), dataset="none"
+        name=arch,
+        architecture=ARCHITECTURES[arch],
+        num_classes=len(labels),
+        dataset="none: random weights, for timing only",
     )
     return write_model_folder(folder, network.state_dict(), card, labels)
