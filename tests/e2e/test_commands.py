@@ -246,8 +246,6 @@ def foreground(model_store: Path) -> Iterator[tuple[subprocess.Popen[str], int]]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # as from a terminal; who runs these tests in the background may have Ctrl-C ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
