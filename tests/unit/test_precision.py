@@ -20,11 +20,11 @@ from handler.runtimes import has_bfloat16, load_runtime
 from scripts.lib import conversion, packages, paths, precision
 from scripts.lib.console import CommandError
 from scripts.lib.conversion import CPU, convert, loaded
-from scripts.lib.model_folder import ModelFolder, write_model_folder
+from scripts.lib.model_folder import ModelFolder, read_model_folder, write_model_folder
 from scripts.lib.options import add_runtime_options
-from scripts.lib.precision import Exact, Verification, Wanted, settle
+from scripts.lib.precision import Exact, Verification, Wanted, record, settle
 from scripts.lib.training.dataset import Picture, find_pictures
-from tests.unit.conftest import LABELS
+from tests.unit.conftest import LABELS, write_tiny_model
 
 GOOD = Verification("openvino", "bfloat16", 1000, 400, 0.8, 0.803, 0.99)
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(CPU), reason="this processor doesn't compute in bfloat16")
@@ -240,3 +240,16 @@ def test_half_precision_weights_are_converted(tiny_model: ModelFolder, tmp_path:
     state = load_network(tiny_model.card, tiny_model.weights, CPU).state_dict()
     half = write_model_folder(tmp_path, state, tiny_model.card, LABELS, half=True)
     assert convert(half, "openvino", "float32")[0].converted_sha256
+
+
+def test_training_records_what_serving_costs(
+    photos: Sequence[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda _: False)
+    model = write_tiny_model(tmp_path / "model")
+    found = record(model, photos)
+    assert found.card.accuracy["served"]["precision"] == "float32"
+    assert found.card.accuracy["served"]["pictures"] == len(photos)
+    assert found.card.accuracy["top1"] == model.card.accuracy["top1"]
+    assert (found.card.runtime, found.card.converted_sha256) == (model.card.runtime, "")
+    assert read_model_folder(model.path) == found
