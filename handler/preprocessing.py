@@ -90,12 +90,23 @@ class Preprocessing:
         Returns:
             (N, 3, H, W) float32, stored channels last, about -2.2 to 2.7 with ImageNet's mean and std.
         """
-        pixels = torch.tensor(batch).permute(0, 3, 1, 2)  # (N, 3, H, W) uint8, channels last
-        scale, shift = self.scale_and_shift()
-        return pixels.float().mul_(scale).add_(shift)  # (N, 3, H, W) float32
+        return normalise(torch.tensor(batch), *self.scale_and_shift())  # (N, 3, H, W) float32
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaling to 0…1 and normalisation in one: factor and summand a channel, (3, 1, 1) each."""
         scale = torch.tensor([1 / (255 * s) for s in self.std]).view(3, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)]).view(3, 1, 1)
         return scale, shift
+
+
+def normalise(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Pixels as the network takes them.
+
+    Args:
+        pixels: (N, H, W, 3) uint8.
+        scale, shift: of :meth:`Preprocessing.scale_and_shift`, on the same device.
+
+    Returns:
+        (N, 3, H, W) float32, stored channels last.
+    """
+    return pixels.permute(0, 3, 1, 2).float().mul_(scale).add_(shift)  # (N, 3, H, W)

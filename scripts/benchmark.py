@@ -136,9 +136,10 @@ def main(args: argparse.Namespace) -> int:
     import tempfile
 
     from scripts.lib.benchmarking.measure import Plan
-    from scripts.lib.benchmarking.session import generated_picture, read_picture, run_benchmark, write_report
+    from scripts.lib.benchmarking.photographs import GENERATED_PX, generated
+    from scripts.lib.benchmarking.session import read_picture, run_benchmark, write_report
 
-    pictures = [read_picture(path) for path in args.picture] or [generated_picture()]
+    pictures = [read_picture(path) for path in args.picture] or [generated(*GENERATED_PX)]
     home = java_home()
     plan = Plan(args.requests, args.concurrency, args.rate, args.warm_up)
     with tempfile.TemporaryDirectory(prefix="bench-model-") as folder:

@@ -12,7 +12,7 @@ import torch
 
 from handler.card import ModelCard
 from handler.network import check_hash, load_network
-from handler.preprocessing import Preprocessing
+from handler.preprocessing import Preprocessing, normalise
 from handler.runtimes import Runtime, usable_precision
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -47,6 +47,6 @@ class TorchRuntime(Runtime):
         if self.device.type == "cuda":  # page-locked memory is copied while the processor goes on, bytes not floats
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         with torch.inference_mode():
-            images = batch.permute(0, 3, 1, 2).float().mul_(self.scale).add_(self.shift)  # (N, 3, crop, crop)
+            images = normalise(batch, self.scale, self.shift)  # (N, 3, crop, crop)
             logits: npt.NDArray[np.float32] = self.network(images.to(self.dtype)).float().cpu().numpy()
             return logits

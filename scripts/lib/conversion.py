@@ -57,7 +57,7 @@ def convert(
         runtime: ``torch`` or ``openvino``.
         precision: ``float32``, ``bfloat16`` or ``int8``.
         calibration: picture files for ``int8``.
-        digest: instead of them, the :func:`calibration_digest` of those with which it was quantised before.
+        digest: their :func:`calibration_digest`; alone it names those with which it was quantised before.
 
     Raises:
         CommandError: the runtime can't compute in that precision, or the converted model isn't
@@ -92,6 +92,7 @@ class _WithNormalisation(torch.nn.Module):
         self.scale, self.shift = torch.nn.Buffer(scale), torch.nn.Buffer(shift)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        # not normalise(), whose in-place steps would be traced into another graph
         images = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift  # (N, 3, crop, crop)
         return self.network(images)  # type: ignore[no-any-return]  # (N, classes)
 
@@ -192,7 +193,7 @@ def _quantised(model: ModelFolder, calibration: Sequence[Path], digest: str) -> 
         _save(nncf.quantize(exact, dataset, subset_size=len(contents)), folder)
         return {"calibration_pictures": len(contents)}
 
-    return _cached((identity(model.card), "int8", calibration_digest(calibration) or digest), make)
+    return _cached((identity(model.card), "int8", digest), make)
 
 
 def _nncf() -> Any:

@@ -213,25 +213,40 @@ def evaluate(model: ModelFolder, pictures: Sequence[Picture], url: str | None = 
     Raises:
         CommandError: a label is unknown to the model, or every picture failed.
     """
-    index = {label: i for i, label in reversed(list(enumerate(model.labels)))}
-    unknown = sorted({p.label for p in pictures} - set(index))
-    if unknown:
-        raise CommandError(
-            f"the model {model.card.name} doesn't know the label {unknown[0]!r}; "
-            "map the folders to its labels with --labels"
-        )
+    targets = class_indices(model, pictures)
     rows = _through_server(model, pictures, url) if url else _in_process(model, pictures)
-    kept = [(picture, row) for picture, row in zip(pictures, rows) if row is not None]
+    kept = [(picture, row, target) for picture, row, target in zip(pictures, rows, targets) if row is not None]
     if not kept:
         raise CommandError("none of the pictures got an answer; check them with scripts/predict.py")
     return Evaluation(
         card=model.card,
         labels=model.labels,
-        pictures=[picture for picture, _ in kept],
-        logits=torch.stack([row for _, row in kept]),
-        targets=torch.tensor([index[picture.label] for picture, _ in kept]),
+        pictures=[picture for picture, _, _ in kept],
+        logits=torch.stack([row for _, row, _ in kept]),
+        targets=torch.tensor([target for _, _, target in kept]),
         failed=len(pictures) - len(kept),
     )
+
+
+def class_indices(model: ModelFolder, pictures: Sequence[Picture], source: str = "") -> list[int]:
+    """The class of each picture by the model's labels; of a label that repeats, the first.
+
+    Args:
+        model: the model.
+        pictures: labelled with its labels.
+        source: where the pictures come from, as it stands in a message: ``" of --pictures"``.
+
+    Raises:
+        CommandError: the model doesn't know a label.
+    """
+    index = {label: i for i, label in reversed(list(enumerate(model.labels)))}
+    unknown = sorted({p.label for p in pictures} - set(index))
+    if unknown:
+        raise CommandError(
+            f"the model {model.card.name} doesn't know the label {unknown[0]!r}{source}; "
+            "map the folders to its labels with --labels"
+        )
+    return [index[picture.label] for picture in pictures]
 
 
 def _in_process(model: ModelFolder, pictures: Sequence[Picture]) -> list[torch.Tensor | None]:

@@ -20,6 +20,7 @@ from handler.runtimes import Runtime, has_bfloat16, load_runtime
 from scripts.lib import paths
 from scripts.lib.console import CommandError, Progress, say
 from scripts.lib.conversion import CPU, calibration_digest, convert, has_openvino, identity, loaded
+from scripts.lib.evaluation import class_indices
 from scripts.lib.machine import serving_device
 from scripts.lib.model_folder import CARD, ModelFolder, json_bytes, read_json, write_atomically
 from scripts.lib.training.dataset import MAX_PIXELS, Picture, labelled, picture_files
@@ -124,8 +125,11 @@ def settle(model: ModelFolder, wanted: Wanted) -> tuple[ModelCard, dict[str, byt
     automatic = wanted.precision == "auto"
     for precision in _candidates(runtime, wanted, record) if automatic else [wanted.precision]:
         known = record if record and record.precision == precision else None
-        card, files = convert(model, runtime, precision, wanted.calibration, known.calibration if known else "")
-        verification = exact.beside(card, files, wanted.calibration) if exact else known
+        digest = known.calibration if known else ""
+        if precision == "int8" and wanted.calibration:
+            digest = calibration_digest(wanted.calibration)
+        card, files = convert(model, runtime, precision, wanted.calibration, digest)
+        verification = exact.beside(card, files, digest) if exact else known
         if verification is None and precision == "float32":
             return card, files
         if verification is None:
@@ -193,23 +197,15 @@ class Exact:
     """
 
     def __init__(self, model: ModelFolder, pictures: Sequence[Picture]) -> None:
-        index = {label: i for i, label in reversed(list(enumerate(model.labels)))}
-        unknown = sorted({p.label for p in pictures} - set(index))
-        if unknown:
-            raise CommandError(
-                f"the model {model.card.name} doesn't know the label {unknown[0]!r} of --pictures; "
-                "map the folders to its labels with --labels"
-            )
+        self.targets = np.array(class_indices(model, pictures, " of --pictures"))  # (P,)
         self.model, self.pictures = model, pictures
         self.preprocessing = Preprocessing.of(model.card)
-        self.targets = np.array([index[p.label] for p in pictures])  # (P,)
         plain = replace(model.card, runtime="torch", precision="float32")
         runtime = load_runtime(plain, paths.CACHE, model.weights, CPU)
         self.labels = self._labels(runtime, "measuring PyTorch in float32", self._exactly)  # (P,)
-        self.reduced = 0
 
-    def beside(self, card: ModelCard, files: Mapping[str, bytes], calibration: Sequence[Path] = ()) -> Verification:
-        """What the model answers as ``card`` says that it is served, quantised with ``calibration`` where it was."""
+    def beside(self, card: ModelCard, files: Mapping[str, bytes], calibration: str = "") -> Verification:
+        """What the model answers as ``card`` says that it is served; ``calibration``: the digest of its pictures."""
         self.reduced = 0
         with loaded(self.model, card, files) as runtime:
             labels = self._labels(runtime, f"measuring {card.runtime} in {card.precision}", self._served)  # (P,)
@@ -221,7 +217,7 @@ class Exact:
             top1=round(float((labels == self.targets).mean()), 4),
             top1_exact=round(float((self.labels == self.targets).mean()), 4),
             agreement=round(float((labels == self.labels).mean()), 4),
-            calibration=calibration_digest(calibration) if card.precision == "int8" else "",
+            calibration=calibration,
         )
 
     def _exactly(self, data: bytes) -> np.ndarray:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -214,20 +214,61 @@ def start_server(
     folder.mkdir(parents=True)
     folder.chmod(0o700)
     properties = server_properties(port, host, management_host, workers, token)
+    temporary = Path(tempfile.mkdtemp(prefix="densenet-"))
+    arguments = ["--model-store", str(model_store.resolve()), "--log-config", str(LOG_CONFIG)]
+    environment = server_environment(java_home, folder, temporary)
+    process, code = launch(folder, temporary, properties, arguments, environment)
+    if process is None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CommandError(
+            f"TorchServe didn't start (exit code {code}): {last_line(folder / 'server.log')}; "
+            f"its output is in {folder / 'server.log'}"
+        )
+    server = Server(
+        port,
+        process.pid,
+        process.create_time(),
+        host,
+        management_host,
+        token,
+        workers,
+        str(temporary),
+        dict(model) if model else {},
+    )
+    write_atomically(folder / "state.json", json_bytes(asdict(server)))
+    return server
+
+
+def launch(
+    folder: Path,
+    temporary: Path,
+    properties: Mapping[str, str],
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+) -> tuple[psutil.Process | None, int]:
+    """Start TorchServe with the model of this project's name, in the background.
+
+    Args:
+        folder: for its settings and its output, ``server.log``.
+        temporary: its temporary folder, as ``environment`` names it.
+        properties: its settings.
+        arguments: of its command line, beside settings and model.
+        environment: its environment variables.
+
+    Returns:
+        Java's process, None if it didn't start; and the launcher's exit code.
+    """
     config = folder / "config.properties"
     config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()), encoding="utf-8")
-    temporary = Path(tempfile.mkdtemp(prefix="densenet-"))
     command = [
         *(sys.executable, "-m", "ts.model_server", "--start", "--no-config-snapshots"),
-        *("--ts-config", str(config), "--log-config", str(LOG_CONFIG)),
-        *("--model-store", str(model_store.resolve())),
-        *("--models", f"{MODEL_NAME}={MODEL_NAME}.mar"),
+        *("--ts-config", str(config), "--models", f"{MODEL_NAME}={MODEL_NAME}.mar", *arguments),
     ]
     with (folder / "server.log").open("wb") as log:
         launcher = subprocess.run(
             command,
             cwd=folder,
-            env=server_environment(java_home, folder, temporary),
+            env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -236,18 +277,9 @@ def start_server(
         )
     try:
         pid = int((temporary / ".model_server.pid").read_text(encoding="ascii"))
-        created = psutil.Process(pid).create_time()
+        return psutil.Process(pid), launcher.returncode
     except (OSError, ValueError, psutil.Error):
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CommandError(
-            f"TorchServe didn't start (exit code {launcher.returncode}): {_last_line(folder / 'server.log')}; "
-            f"its output is in {folder / 'server.log'}"
-        ) from None
-    server = Server(
-        port, pid, created, host, management_host, token, workers, str(temporary), dict(model) if model else {}
-    )
-    write_atomically(folder / "state.json", json_bytes(asdict(server)))
-    return server
+        return None, launcher.returncode
 
 
 def server_environment(java_home: Path, folder: Path, temporary: Path) -> dict[str, str]:
@@ -321,9 +353,13 @@ def _last_error(log: Path) -> str:
     return (errors or lines or ["no output"])[-1].strip()[:300]
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no output")
+def last_line(log: Path) -> str:
+    """What a program said last, at most 300 characters; "no output" if nothing."""
+    try:
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return lines[-1].strip()[:300] if lines else "no output"
 
 
 @contextmanager

@@ -28,7 +28,16 @@ from handler.preprocessing import Preprocessing
 from handler.runtimes import has_bfloat16
 from scripts import benchmark
 from scripts.lib import paths, precision
-from scripts.lib.benchmarking import alternatives, contenders, measure, report, session, subject, torchserve
+from scripts.lib.benchmarking import (
+    alternatives,
+    contenders,
+    measure,
+    photographs,
+    report,
+    session,
+    subject,
+    torchserve,
+)
 from scripts.lib.benchmarking.alternatives import Alternative
 from scripts.lib.benchmarking.bare import Bare, LoopProbe
 from scripts.lib.benchmarking.contenders import Answer, Contender, HttpContender, Picture, Request
@@ -271,8 +280,8 @@ def test_wrong_use_exits_2(arguments: list[str], message: str, capsys: pytest.Ca
 
 
 def test_pictures(tmp_path: Path) -> None:
-    generated = session.generated_picture()
-    assert generated == session.generated_picture()
+    generated = photographs.generated(*photographs.GENERATED_PX)
+    assert generated == photographs.generated(*photographs.GENERATED_PX)
     path = tmp_path / "p.jpg"
     path.write_bytes(generated.content)
     assert session.read_picture(path) == Picture("p.jpg", generated.content, 1546, 1213)
@@ -544,7 +553,7 @@ def test_processor_time_of_a_family_holds_what_has_ended() -> None:
 
 
 def test_the_bare_loop_answers_as_the_network_does(tiny_model: ModelFolder, tmp_path: Path) -> None:
-    picture = session.generated_picture()
+    picture = photographs.generated(*photographs.GENERATED_PX)
     bare = Bare("bare:2", 2)
     bare.prepare(subject.trained(tiny_model, precision.Wanted("torch", "float32")), Path("java"), tmp_path)
     assert "2 processes of" in bare.what

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import psutil
 
-from scripts.lib.benchmarking.contenders import HttpContender, Picture, Request, count, family, free_ports, last_line
+from scripts.lib.benchmarking.contenders import HttpContender, Picture, Request, count, family, free_ports
 from scripts.lib.benchmarking.subject import Subject
 from scripts.lib.console import CommandError
 from scripts.lib.machine import usable_cores
 from scripts.lib.packages import optional_packages
 from scripts.lib.paths import ROOT
-from scripts.lib.server import LOOPBACK, end_family
+from scripts.lib.server import LOOPBACK, end_family, last_line
 
 REQUIREMENTS = Path(__file__).with_name("apps") / "requirements.txt"
 _APPS = "scripts.lib.benchmarking.apps"

@@ -143,12 +143,3 @@ def free_ports() -> int:
 def count(number: int, noun: str) -> str:
     """``1 worker``, ``2 workers``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
-
-
-def last_line(log: Path) -> str:
-    """What a program said last, at most 300 characters; "no output" if nothing."""
-    try:
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    except OSError:
-        lines = []
-    return lines[-1].strip()[:300] if lines else "no output"

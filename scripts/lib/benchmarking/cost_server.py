@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import shutil
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from scripts.lib.benchmarking.contenders import free_ports
-from scripts.lib.benchmarking.measure import percentile
+from scripts.lib.benchmarking.measure import family_time, percentile
 from scripts.lib.client import BACK_OFF_S
 from scripts.lib.console import CommandError
 from scripts.lib.paths import MODEL_NAME
@@ -85,12 +84,7 @@ def serving(model_store: Path, java_home: Path, workers: int) -> Iterator[Server
 
 def family_seconds(process: psutil.Process) -> float:
     """Processor seconds, user and system, of a process, its descendants, and those of them that have ended."""
-    total = 0.0
-    for member in (process, *process.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):  # ended just now: its parent has its seconds
-            times = member.cpu_times()
-            total += times.user + times.system + times.children_user + times.children_system
-    return total
+    return family_time([process, *process.children(recursive=True)])
 
 
 def measure_load(port: int, pid: int, content: bytes, concurrency: int, seconds: float, lead: float = LEAD_S) -> Load:

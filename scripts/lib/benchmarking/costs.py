@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import tempfile
 import time
@@ -14,20 +13,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from handler.card import ARCHITECTURES, ModelCard
 from handler.images import decode
 from handler.network import build_network
 from handler.preprocessing import Preprocessing
-from handler.runtimes import Runtime, has_bfloat16, load_runtime
+from handler.runtimes import Runtime, has_bfloat16
+from scripts.lib import conversion
 from scripts.lib.archive import write_archive
+from scripts.lib.benchmarking.contenders import Picture
 from scripts.lib.benchmarking.cost_server import START_S, Load, measure_load, serving
-from scripts.lib.benchmarking.photographs import GENERATED_PX, Photograph, generated, of_size
+from scripts.lib.benchmarking.photographs import GENERATED_PX, generated, of_size
 from scripts.lib.benchmarking.report import Summary, load_average, machine_facts, now, versions
 from scripts.lib.benchmarking.subject import untrained_model
 from scripts.lib.console import Progress
-from scripts.lib.conversion import convert
 from scripts.lib.environment import java_version
 from scripts.lib.machine import usable_cores
 from scripts.lib.model_folder import ModelFolder, read_model_folder
@@ -36,9 +35,7 @@ from scripts.lib.training.dataset import MAX_PIXELS
 
 REFERENCE = "densenet121"
 """The architecture whose batches and requests are measured."""
-CLASSES = 1000
 PICTURES_PER_HOUR = 1_000_000
-_CPU = torch.device("cpu")
 K = TypeVar("K")
 
 
@@ -177,7 +174,7 @@ class Costs:
     machines: list[Machines]
 
 
-def measure_costs(plan: Plan, picture: Photograph | None, repeats: int, java_home: Path) -> Costs:
+def measure_costs(plan: Plan, picture: Picture | None, repeats: int, java_home: Path) -> Costs:
     """Measure every curve of ``plan``.
 
     Args:
@@ -190,8 +187,8 @@ def measure_costs(plan: Plan, picture: Photograph | None, repeats: int, java_hom
         CommandError: the server doesn't start, or doesn't answer.
     """
     facts, date = machine_facts(), now()
-    runtime = "openvino" if importlib.util.find_spec("openvino") else "torch"
-    precisions = ("float32", "bfloat16") if has_bfloat16(_CPU) else ("float32",)
+    runtime = "openvino" if conversion.has_openvino() else "torch"
+    precisions = ("float32", "bfloat16") if has_bfloat16(conversion.CPU) else ("float32",)
     sent = picture or generated(*GENERATED_PX)
     cores = usable_cores()
     with tempfile.TemporaryDirectory(prefix="costs-") as temporary:
@@ -206,7 +203,7 @@ def measure_costs(plan: Plan, picture: Photograph | None, repeats: int, java_hom
         stores = {}
         for model in (models[REFERENCE], bundled):
             stores[model.card.name] = folder / "stores" / model.card.name
-            write_archive(model, *convert(model, runtime, precisions[-1]), stores[model.card.name])
+            write_archive(model, *conversion.convert(model, runtime, precisions[-1]), stores[model.card.name])
         loads = server_loads(plan, stores, bundled.card.name, sent.content, cores, repeats, java_home)
     rows = {key: LoadCost.of(*key, each) for key, each in loads.items()}
     two_each = {(REFERENCE, count, 2 * count) for count in plan.workers(cores)}
@@ -237,11 +234,8 @@ def measure_costs(plan: Plan, picture: Photograph | None, repeats: int, java_hom
 
 def loaded(model: ModelFolder, runtime: str, precision: str) -> Runtime:
     """The network of a model, ready on the processor with as many threads as a worker has."""
-    card, converted = convert(model, runtime, precision)
-    with tempfile.TemporaryDirectory(prefix="costs-") as temporary:
-        for name, content in converted.items():
-            Path(temporary, name).write_bytes(content)
-        return load_runtime(card, Path(temporary), model.weights, _CPU)
+    with conversion.loaded(model, *conversion.convert(model, runtime, precision)) as ready:
+        return ready
 
 
 def pixels(card: ModelCard, count: int) -> np.ndarray:
@@ -313,7 +307,7 @@ def batch_costs(
 def picture_costs(
     preprocessing: Preprocessing,
     megapixels: Sequence[float],
-    source: Photograph | None,
+    source: Picture | None,
     seconds: float,
     repeats: int,
 ) -> list[PictureCost]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +11,19 @@ from PIL import Image
 
 from handler.errors import RequestError
 from handler.images import decode
+from scripts.lib.benchmarking.contenders import Picture
 from scripts.lib.console import CommandError
 from scripts.lib.training.dataset import MAX_PIXELS
 
 GENERATED_PX = (1546, 1213)
-"""Width and height of the generated picture that a server is sent."""
+"""Width and height of the picture that a server is sent when none is given, those of pytorch/hub's ``dog.jpg``."""
 QUALITY = 90
 """Of the JPEGs that are written, 1 to 95."""
 _ROWS = 256
 """Rows that get their grain at a time: that of 48 megapixels at once would take 400 MB."""
 
 
-@dataclass(frozen=True)
-class Photograph:
-    """A picture file's ``content`` with its ``width`` and ``height`` in px."""
-
-    name: str
-    content: bytes
-    width: int
-    height: int
-
-
-def read_photograph(path: Path) -> Photograph:
+def read_photograph(path: Path) -> Picture:
     """A picture file.
 
     Raises:
@@ -41,14 +31,14 @@ def read_photograph(path: Path) -> Photograph:
     """
     try:
         content = path.read_bytes()
-        return Photograph(path.name, content, *decode(content, MAX_PIXELS).size)
+        return Picture(path.name, content, *decode(content, MAX_PIXELS).size)
     except OSError as error:
         raise CommandError(f"--picture {path}: {error.strerror or error}; give the path of a picture") from None
     except RequestError as error:
         raise CommandError(f"--picture {path}: {error}") from None
 
 
-def generated(width: int, height: int) -> Photograph:
+def generated(width: int, height: int) -> Picture:
     """A JPEG about as detailed as a photograph (smooth shapes and grain); the same each time.
 
     Args:
@@ -63,7 +53,7 @@ def generated(width: int, height: int) -> Photograph:
     return _jpeg(Image.fromarray(pixels), "generated")
 
 
-def of_size(megapixels: float, source: Photograph | None) -> Photograph:
+def of_size(megapixels: float, source: Picture | None) -> Picture:
     """A JPEG of about ``megapixels`` million pixels.
 
     Args:
@@ -79,7 +69,7 @@ def of_size(megapixels: float, source: Photograph | None) -> Photograph:
     return _jpeg(image.resize((width, height), Image.Resampling.LANCZOS), Path(source.name).stem)
 
 
-def _jpeg(image: Image.Image, name: str) -> Photograph:
+def _jpeg(image: Image.Image, name: str) -> Picture:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
-    return Photograph(f"{name}.jpg", buffer.getvalue(), *image.size)
+    return Picture(f"{name}.jpg", buffer.getvalue(), *image.size)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from scripts.lib.benchmarking.bare import Bare, LoopProbe
@@ -34,9 +33,6 @@ from scripts.lib.console import CommandError, Progress
 from scripts.lib.environment import java_version
 from scripts.lib.model_folder import json_bytes, write_atomically
 
-GENERATED_PX = (1546, 1213)
-"""Width and height of the picture that is sent when none is given, those of pytorch/hub's ``dog.jpg``."""
-
 
 def read_picture(path: Path) -> Picture:
     """A picture file.
@@ -52,18 +48,6 @@ def read_picture(path: Path) -> Picture:
         raise CommandError(f"--picture {path}: not a picture; expected a JPEG, PNG or the like") from None
     except OSError as error:
         raise CommandError(f"--picture {path}: {error.strerror or error}; give the path of a picture") from None
-
-
-def generated_picture() -> Picture:
-    """A JPEG about as large and as detailed as a photograph (smooth shapes and grain); the same each time."""
-    width, height = GENERATED_PX
-    noise = np.random.default_rng(0)
-    coarse = Image.fromarray(noise.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height))
-    grain = noise.normal(0, 6, (height, width, 1))
-    pixels = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)  # (height, width, 3)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return Picture("generated.jpg", buffer.getvalue(), width, height)
 
 
 def probe_of(contender: Contender, pictures: Sequence[Picture]) -> Probe:

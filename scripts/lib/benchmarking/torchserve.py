@@ -27,7 +27,6 @@ from scripts.lib.benchmarking.contenders import (
     count,
     family,
     free_ports,
-    last_line,
 )
 from scripts.lib.benchmarking.subject import Subject
 from scripts.lib.console import CommandError
@@ -41,6 +40,8 @@ from scripts.lib.server import (
     Server,
     clean_up,
     end_family,
+    last_line,
+    launch,
     run_folder,
     server_environment,
     start_server,
@@ -158,31 +159,14 @@ class Stock(_TorchServe):
         self._port = free_ports()
         self._management = Management(f"http://{LOOPBACK}:{self._port + 1}")
         self._folder = Path(tempfile.mkdtemp(prefix="bench-"))  # short: sockets lie in it
-        config = self._folder / "config.properties"
+        arguments = ["--model-store", str(self._store), "--disable-token-auth"]
+        environment = stock_environment(self._java_home, self._folder)
         properties = stock_properties(self._port, self.workers)
-        config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()), encoding="utf-8")
-        command = [
-            *(sys.executable, "-m", "ts.model_server", "--start", "--no-config-snapshots", "--disable-token-auth"),
-            *("--ts-config", str(config), "--model-store", str(self._store)),
-            *("--models", f"{MODEL_NAME}={MODEL_NAME}.mar"),
-        ]
-        with (self._folder / "server.log").open("wb") as log:
-            subprocess.run(
-                command,
-                cwd=self._folder,
-                env=stock_environment(self._java_home, self._folder),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                check=False,
-            )
-        try:
-            self._process = psutil.Process(int((self._folder / ".model_server.pid").read_text(encoding="ascii")))
-        except (OSError, ValueError, psutil.Error):
+        self._process, _ = launch(self._folder, self._folder, properties, arguments, environment)
+        if self._process is None:
             said = last_line(self._folder / "server.log")
             shutil.rmtree(self._folder, ignore_errors=True)
-            raise CommandError(f"{self.name}: TorchServe didn't start: {said}") from None
+            raise CommandError(f"{self.name}: TorchServe didn't start: {said}")
 
     def _check(self) -> None:
         _check_alive(self.name, self._process, self._folder / "server.log")
