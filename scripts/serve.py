@@ -5,8 +5,10 @@
     python3 scripts/serve.py --detach                 # leaves it running; scripts/stop.py stops it
     python3 scripts/serve.py --weights runs/pets      # a model of your own
 
+    python3 scripts/serve.py --weights densenet.mar   # a finished archive, as it is
+
 Inference listens on --host (default 127.0.0.1) and --port; management, metrics and gRPC stay on
-127.0.0.1, on the four ports above.
+127.0.0.1, on the four ports above. Stopping answers the requests that are under way.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -21,13 +24,16 @@ from scripts.lib.console import CommandError, duration, say
 from scripts.lib.environment import java_home, run
 from scripts.lib.options import add_port_option, add_runtime_options, add_weights_options, positive
 
+if TYPE_CHECKING:
+    from handler.card import ModelCard
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``serve.py``."""
     parser = argparse.ArgumentParser(
         prog="serve.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_weights_options(parser)
+    add_weights_options(parser, archive=True)
     add_runtime_options(parser)
     add_port_option(parser)
     add = parser.add_argument
@@ -36,7 +42,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--management-host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="where management and metrics listen; any but loopback needs --token (default 127.0.0.1)",
+        help="where management listens; any but loopback needs --token (default 127.0.0.1)",
+    )
+    add(
+        "--metrics-host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where metrics listen, which no token protects; 0.0.0.0 for every network (default 127.0.0.1)",
     )
     add("--workers", type=positive, metavar="N", help="worker processes (default: one a physical core, or one a GPU)")
     add("--token", action="store_true", help="ask for TorchServe's tokens on every request (see docs/configuration.md)")
@@ -48,34 +60,33 @@ def main(args: argparse.Namespace) -> int:
     """Serve until the server is told to stop, or return as soon as it is READY (--detach)."""
     import time
 
-    from scripts.lib.archive import ensure_archive
     from scripts.lib.machine import default_workers
-    from scripts.lib.precision import Wanted
     from scripts.lib.server import check_start, start_server, stop_server, wait_until_ready
-    from scripts.lib.serving import announce, wait_for_end, warm_up
-    from scripts.lib.weights import resolve_weights
+    from scripts.lib.serving import announce, stop_on_signals, wait_for_end, warm_up
 
+    stop_on_signals()
     if not args.token and args.management_host not in ("127.0.0.1", "localhost", "::1"):
         raise CommandError(
             f"--management-host {args.management_host} would let everybody in that network control the server; "
             "add --token, or leave management on 127.0.0.1"
         )
-    check_start(args.port, args.host, args.management_host)
+    check_start(args.port, args.host, args.management_host, args.metrics_host)
     home = java_home()
-    model = resolve_weights(args.weights, args.arch)
-    archive, card, built = ensure_archive(model, args.model_store, Wanted.of(args))
+    archive, card, built = _archive(args)
     what = f"{card.name}, {card.num_classes} classes, {card.runtime} {card.precision}"
     say(f"{'built' if built else 'using'} {archive}: {what}")
     started = time.monotonic()
     server = start_server(
-        args.model_store,
+        archive.parent,
         home,
         args.port,
         args.host,
         args.management_host,
         args.workers or default_workers(),
         args.token,
-        {"name": model.card.name, "weights_sha256": model.card.weights_sha256},
+        {"name": card.name, "weights_sha256": card.weights_sha256},
+        metrics_host=args.metrics_host,
+        archive=archive.name,
     )
     try:
         wait_until_ready(server)
@@ -83,12 +94,39 @@ def main(args: argparse.Namespace) -> int:
     except BaseException:
         stop_server(server)
         raise
-    announce(server, model, duration(time.monotonic() - started))
+    announce(server, card, duration(time.monotonic() - started))
     if args.detach:
         say(f"it runs in the background; stop it with: python3 scripts/stop.py{_port(args.port)}")
         return 0
     say("Ctrl-C stops it")
     return wait_for_end(server)
+
+
+def _archive(args: argparse.Namespace) -> tuple[Path, ModelCard, bool]:
+    """The archive to serve, its card, and whether it was built now."""
+    if args.weights.endswith(".mar"):
+        given = [
+            f"--{name}"
+            for name in ("arch", "runtime", "precision", "pictures")
+            if getattr(args, name) != _default(name)
+        ]
+        if given:
+            raise CommandError(
+                f"{given[0]} can't change the finished archive {args.weights}; give it to build_archive.py, "
+                "or name the model's folder with --weights"
+            )
+        from scripts.lib.packed import packed_card
+
+        return Path(args.weights), packed_card(Path(args.weights)), False
+    from scripts.lib.archive import ensure_archive
+    from scripts.lib.precision import Wanted
+    from scripts.lib.weights import resolve_weights
+
+    return ensure_archive(resolve_weights(args.weights, args.arch), args.model_store, Wanted.of(args))
+
+
+def _default(name: str) -> object:
+    return build_parser().get_default(name)
 
 
 def _port(port: int) -> str:

@@ -25,12 +25,12 @@ from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError
 from scripts.lib.machine import serving_device
 from scripts.lib.model_folder import LABELS, WEIGHTS, ModelFolder, write_atomically
+from scripts.lib.packed import MODEL_CONFIG
 from scripts.lib.paths import CONFIG, HANDLER, MODEL_NAME, MODEL_STORE
 from scripts.lib.precision import Wanted, settle
 
 VERSION = "1.0"
 ENTRY = "densenet_handler.py"
-MODEL_CONFIG = "model-config.yaml"
 GPU_CONFIG = "model-config.gpu.yaml"
 MANIFEST = "MAR-INF/MANIFEST.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -19,6 +19,8 @@ Environment variables:
 ``JAVA_HOME``
     The Java that runs TorchServe, 17 or newer. Unset: the one that comes with the requirements.
 
+``python3 -m scripts.lib.environment`` sets up and does nothing else (the image is built with it).
+
 Standard library only, and it loads on Python 3.8, so that an unfit Python gets a sentence, not a traceback.
 """
 
@@ -570,3 +572,7 @@ def java_home() -> Path:
             f"Java that comes with this project, or point it to a newer one"
         )
     return home
+
+
+if __name__ == "__main__":
+    run(lambda: argparse.ArgumentParser(prog="scripts.lib.environment", description="Set .venv up."), lambda args: 0)

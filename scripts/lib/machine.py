@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
+
+from scripts.lib.environment import has_nvidia_gpu
+
+if TYPE_CHECKING:
+    import torch
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -22,17 +27,28 @@ def usable_cores() -> int:
 
 def default_workers() -> int:
     """One worker a GPU, else one a core."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else usable_cores()
+    return _gpus() or usable_cores()
 
 
 def threads_per_worker() -> int:
     """One on a CPU, where each core has a worker; on a GPU the worker's share of the cores, to decode its batches."""
-    return max(1, usable_cores() // torch.cuda.device_count()) if torch.cuda.is_available() else 1
+    return max(1, usable_cores() // _gpus()) if _gpus() else 1
 
 
 def serving_device() -> torch.device:
     """Where workers on this machine compute."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    import torch
+
+    return torch.device("cuda" if _gpus() else "cpu")
+
+
+def _gpus() -> int:
+    """The GPUs that torch can use; without a driver that is known without importing it, which takes seconds."""
+    if not has_nvidia_gpu():
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _cgroup_cores() -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from scripts.lib.paths import MODEL_STORE
@@ -11,14 +12,19 @@ ARCHITECTURES = ("densenet121", "densenet161", "densenet169", "densenet201")
 DEFAULT_PORT = 5000
 
 
-def add_weights_options(parser: argparse.ArgumentParser) -> None:
-    """``--weights``, ``--arch`` and ``--model-store``."""
+def add_weights_options(parser: argparse.ArgumentParser, archive: bool = False) -> None:
+    """``--weights``, ``--arch`` and ``--model-store``; ``archive``: a finished archive will do as well."""
     parser.add_argument(
         "--weights",
-        default="auto",
-        metavar="imagenet|bundled|auto|FOLDER",
+        default=os.environ.get("DENSENET_WEIGHTS") or "auto" if archive else "auto",
+        metavar="imagenet|bundled|auto|FOLDER" + ("|ARCHIVE.mar" if archive else ""),
         help="torchvision's ImageNet weights (downloaded once), the model of this repository, the folder that "
-        "train.py wrote, or auto: imagenet if it can be had at once, else bundled (default auto)",
+        "train.py wrote, or auto: imagenet if it can be had at once, else bundled"
+        + (
+            "; or a finished archive, served as it is (default $DENSENET_WEIGHTS, or auto)"
+            if archive
+            else " (default auto)"
+        ),
     )
     parser.add_argument(
         "--arch", default="densenet121", choices=ARCHITECTURES, help="of the ImageNet weights (default densenet121)"
@@ -28,7 +34,7 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=MODEL_STORE,
         metavar="FOLDER",
-        help="where densenet.mar goes (default model_store)",
+        help="where densenet.mar goes (default $DENSENET_MODEL_STORE, or model_store)",
     )
 
 

@@ -12,12 +12,13 @@ CONFIG = ROOT / "config"
 HANDLER = ROOT / "handler"
 MODEL_NAME = "densenet"
 """The name under which the model is served and its archive is stored."""
-MODEL_STORE = ROOT / "model_store"
-BUNDLED = MODEL_STORE / "bundled"
+MODEL_STORE = Path(os.environ.get("DENSENET_MODEL_STORE") or ROOT / "model_store")
+"""Where archives are built and served from; ``DENSENET_MODEL_STORE`` moves it."""
+BUNDLED = ROOT / "model_store" / "bundled"
 """The model that the repository carries."""
 VENV = ROOT / ".venv"
-RUN = ROOT / ".run"
-"""State and logs of the servers that ``serve.py`` started, a folder each."""
+RUN = Path(os.environ.get("DENSENET_RUN") or ROOT / ".run")
+"""State and logs of the servers that ``serve.py`` started, a folder each; ``DENSENET_RUN`` moves it."""
 
 
 def _cache() -> Path:

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,18 +28,27 @@ import psutil
 import requests
 
 from handler.hold import HEADER, PREFIX
-from scripts.lib.console import CommandError
+from scripts.lib.console import CommandError, warn
 from scripts.lib.management import POLL_SECONDS, Management, ModelStatus
 from scripts.lib.model_folder import json_bytes, write_atomically
 from scripts.lib.paths import CONFIG, MODEL_NAME, RUN
 
 LOOPBACK = "127.0.0.1"
 LOG_CONFIG = CONFIG / "log4j2.xml"
+ARCHIVE = f"{MODEL_NAME}.mar"
+"""What ``build_archive.py`` writes."""
 WORKERS_PER_THREAD = 8
 """Workers that one of TorchServe's network threads keeps busy, with room to spare."""
-STOP_TIMEOUT = 60
+STOP_TIMEOUT = 20
+"""Seconds that TorchServe and its workers get to end, before they are killed."""
+DRAIN_TIMEOUT = 60
+"""Seconds that requests under way get to be answered before that."""
+UPLOAD_GRACE = 1.0
+"""Seconds that pictures get to arrive whose requests have begun."""
 START_TIMEOUT = 180
 HOLD_TIMEOUT = 60
+STOPPING = "stopping"
+"""File in a server's folder: it is being stopped, and didn't end by itself."""
 _DEATH = "Backend worker process died."
 
 
@@ -56,6 +65,7 @@ class Server:
     workers: int
     temporary: str
     model: dict[str, str] = field(default_factory=dict)
+    metrics_host: str = LOOPBACK
 
     @property
     def folder(self) -> Path:
@@ -70,7 +80,7 @@ class Server:
     @property
     def metrics_url(self) -> str:
         """Its metrics address, as one reaches it from this machine."""
-        return f"http://{_reachable(self.management_host)}:{self.port + 2}"
+        return f"http://{_reachable(self.metrics_host)}:{self.port + 2}"
 
     @property
     def management(self) -> Management:
@@ -135,23 +145,30 @@ def read_properties(path: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def server_properties(port: int, host: str, management_host: str, workers: int, token: bool) -> dict[str, str]:
+def server_properties(
+    port: int, host: str, management_host: str, workers: int, token: bool, metrics_host: str = LOOPBACK
+) -> dict[str, str]:
     """``config/config.properties`` with what ``serve.py``'s flags replace."""
     return {
         **read_properties(CONFIG / "config.properties"),
         "inference_address": f"http://{_bracket(host)}:{port}",
         "management_address": f"http://{_bracket(management_host)}:{port + 1}",
-        "metrics_address": f"http://{_bracket(management_host)}:{port + 2}",
+        "metrics_address": f"http://{_bracket(metrics_host)}:{port + 2}",
         "grpc_inference_port": str(port + 3),
         "grpc_management_port": str(port + 4),
         "default_workers_per_model": str(workers),
-        "number_of_netty_threads": str(1 + workers // WORKERS_PER_THREAD),
-        "netty_client_threads": str(1 + workers // WORKERS_PER_THREAD),
+        "number_of_netty_threads": str(network_threads(workers)),
+        "netty_client_threads": str(network_threads(workers)),
         "disable_token_authorization": "false" if token else "true",
     }
 
 
-def check_start(port: int, host: str, management_host: str) -> None:
+def network_threads(workers: int) -> int:
+    """Threads with which TorchServe reads from clients and workers."""
+    return 1 + workers // WORKERS_PER_THREAD
+
+
+def check_start(port: int, host: str, management_host: str, metrics_host: str = LOOPBACK) -> None:
     """Make sure that a server can be started: none runs on ``port``, and the five ports from it on are free.
 
     Raises:
@@ -166,7 +183,7 @@ def check_start(port: int, host: str, management_host: str) -> None:
     names = ("inference", "management", "metrics", "gRPC inference", "gRPC management")
     for offset, name in enumerate(names):
         number = port + offset
-        address = {0: host, 1: management_host, 2: management_host}.get(offset, LOOPBACK)
+        address = {0: host, 1: management_host, 2: metrics_host}.get(offset, LOOPBACK)
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             if os.name == "posix":  # a port in TIME_WAIT is free for a server
@@ -202,22 +219,25 @@ def start_server(
     workers: int = 1,
     token: bool = False,
     model: Mapping[str, str] | None = None,
+    *,
+    metrics_host: str = LOOPBACK,
+    archive: str = ARCHIVE,
 ) -> Server:
-    """Start TorchServe on the archive in ``model_store``; returns at once, see :func:`wait_until_ready`.
+    """Start TorchServe on ``archive`` in ``model_store``; returns at once, see :func:`wait_until_ready`.
 
     Raises:
         CommandError: a server runs there already, a port is in use, or Java doesn't start.
     """
-    check_start(port, host, management_host)
+    check_start(port, host, management_host, metrics_host)
     folder = run_folder(port)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     folder.chmod(0o700)
-    properties = server_properties(port, host, management_host, workers, token)
+    properties = server_properties(port, host, management_host, workers, token, metrics_host)
     temporary = Path(tempfile.mkdtemp(prefix="densenet-"))
     arguments = ["--model-store", str(model_store.resolve()), "--log-config", str(LOG_CONFIG)]
     environment = server_environment(java_home, folder, temporary)
-    process, code = launch(folder, temporary, properties, arguments, environment)
+    process, code = launch(folder, temporary, properties, arguments, environment, archive)
     if process is None:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CommandError(
@@ -234,6 +254,7 @@ def start_server(
         workers,
         str(temporary),
         dict(model) if model else {},
+        metrics_host,
     )
     write_atomically(folder / "state.json", json_bytes(asdict(server)))
     return server
@@ -245,6 +266,7 @@ def launch(
     properties: Mapping[str, str],
     arguments: Sequence[str],
     environment: Mapping[str, str],
+    archive: str = ARCHIVE,
 ) -> tuple[psutil.Process | None, int]:
     """Start TorchServe with the model of this project's name, in the background.
 
@@ -254,6 +276,7 @@ def launch(
         properties: its settings.
         arguments: of its command line, beside settings and model.
         environment: its environment variables.
+        archive: the model's file in the model store.
 
     Returns:
         Java's process, None if it didn't start; and the launcher's exit code.
@@ -262,7 +285,7 @@ def launch(
     config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()), encoding="utf-8")
     command = [
         *(sys.executable, "-m", "ts.model_server", "--start", "--no-config-snapshots"),
-        *("--ts-config", str(config), "--models", f"{MODEL_NAME}={MODEL_NAME}.mar", *arguments),
+        *("--ts-config", str(config), "--models", f"{MODEL_NAME}={archive}", *arguments),
     ]
     with (folder / "server.log").open("wb") as log:
         launcher = subprocess.run(
@@ -376,7 +399,10 @@ def held_workers(server: Server, timeout: float = HOLD_TIMEOUT) -> Iterator[None
     wanted = {str(worker.pid) for worker in server.management.status().workers if worker.status == "READY"}
 
     def held() -> bool:
-        return wanted <= {path.name for path in folder.iterdir()}
+        try:
+            return wanted <= {path.name for path in folder.iterdir()}
+        except FileNotFoundError:
+            return True  # released in this moment
 
     def send() -> None:
         # answered when the hold ends; earlier only if the queue was full or the batch held other requests
@@ -406,15 +432,54 @@ def held_workers(server: Server, timeout: float = HOLD_TIMEOUT) -> Iterator[None
 def stop_server(server: Server, timeout: float = STOP_TIMEOUT) -> None:
     """Stop a server and its workers, remove its temporary folder and its state; the logs stay.
 
+    Requests that are under way are answered first. TorchServe itself ends in the middle of them.
+
     Raises:
         CommandError: a process can't be stopped.
     """
     process = server.process()
     if process:
-        alive = end_family(process, timeout)
+        (server.folder / STOPPING).touch()
+        with drained(server, process):
+            alive = end_family(process, timeout)
         if alive:
             raise CommandError(f"process {alive[0].pid} of the server doesn't end; stop it by hand")
     clean_up(server.port)
+
+
+def was_stopped(server: Server) -> bool:
+    """Whether :func:`stop_server` stops the server, or has, in this process or another."""
+    return (server.folder / STOPPING).exists() or not (server.folder / "state.json").exists()
+
+
+@contextmanager
+def drained(server: Server, process: psutil.Process, timeout: float = DRAIN_TIMEOUT) -> Iterator[None]:
+    """While the block runs, every request that was under way before is answered, and no worker takes another.
+
+    The queue is first in, first out: when each worker holds a request of ours, what came before is
+    answered. After ``timeout`` seconds, at Ctrl-C, and where the server doesn't answer, the block runs without.
+    """
+    with ExitStack() as stack:
+        try:
+            if _has_clients(server, process):
+                time.sleep(UPLOAD_GRACE)
+                stack.enter_context(held_workers(server, timeout))
+                for _ in range(network_threads(server.workers)):
+                    # each of TorchServe's threads has written its answers before it gives this one
+                    requests.get(f"{server.url}/ping", timeout=POLL_SECONDS * 10)
+        except (CommandError, requests.RequestException, KeyboardInterrupt) as error:
+            warn(f"requests may be lost: {error or 'interrupted'}")
+        yield
+
+
+def _has_clients(server: Server, process: psutil.Process) -> bool:
+    """Whether somebody is connected to the inference ports; True where the system doesn't tell."""
+    try:
+        connections = process.net_connections("tcp")
+    except psutil.Error:
+        return True
+    ports = (server.port, server.port + 3)
+    return any(c.status == psutil.CONN_ESTABLISHED and c.laddr and c.laddr.port in ports for c in connections)
 
 
 def clean_up(port: int) -> None:
@@ -425,7 +490,7 @@ def clean_up(port: int) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing was left
-    for name in ("key_file.json", "config.properties", "state.json"):
+    for name in ("key_file.json", "config.properties", "state.json", STOPPING):
         (folder / name).unlink(missing_ok=True)
 
 

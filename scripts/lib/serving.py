@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import signal
 import sys
 import time
@@ -12,11 +14,11 @@ from types import FrameType
 import numpy as np
 from PIL import Image
 
+from handler.card import ModelCard
 from scripts.lib.client import Client
 from scripts.lib.console import CommandError, say
 from scripts.lib.management import POLL_SECONDS
-from scripts.lib.model_folder import ModelFolder
-from scripts.lib.server import Server, read_token, stop_server
+from scripts.lib.server import Server, read_token, stop_server, was_stopped
 
 WARM_UP_REQUESTS = 10
 """Pictures a worker."""
@@ -38,9 +40,8 @@ def warm_up(server: Server) -> None:
         client.close()
 
 
-def announce(server: Server, model: ModelFolder, took: str) -> None:
+def announce(server: Server, card: ModelCard, took: str) -> None:
     """Print the addresses, the model and a curl line."""
-    card = model.card
     workers = "1 worker" if server.workers == 1 else f"{server.workers} workers"
     say(f"READY in {took}: {card.name} ({card.architecture.name}, {card.num_classes} classes), {workers}")
     say(f"  inference   {server.url}/predictions/densenet")
@@ -54,14 +55,10 @@ def announce(server: Server, model: ModelFolder, took: str) -> None:
     say(f"try: curl{token} -T dog.jpg {server.url}/predictions/densenet")
 
 
-def wait_for_end(server: Server) -> int:
-    """Wait until Ctrl-C or SIGTERM, then stop the server.
+def stop_on_signals() -> None:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does: KeyboardInterrupt.
 
-    Returns:
-        0 after a stop that was asked for.
-
-    Raises:
-        CommandError: the server ended by itself.
+    The first process of a container gets no signal that it doesn't handle, so this comes first.
     """
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -70,15 +67,39 @@ def wait_for_end(server: Server) -> int:
     signal.signal(signal.SIGTERM, stop)
     if sys.platform != "win32":
         signal.signal(signal.SIGHUP, stop)
+
+
+def wait_for_end(server: Server) -> int:
+    """Print what the server logs until Ctrl-C, SIGTERM or stop.py, then stop it.
+
+    Returns:
+        0 after a stop that was asked for.
+
+    Raises:
+        CommandError: the server ended by itself.
+    """
     try:
-        while server.process():
-            time.sleep(POLL_SECONDS)
+        with (server.folder / "server.log").open(encoding="utf-8", errors="replace") as log:
+            log.seek(0, os.SEEK_END)
+            while server.process():
+                time.sleep(POLL_SECONDS)
+                sys.stdout.write(log.read())
+                sys.stdout.flush()
+                _reap()
     except KeyboardInterrupt:
         say("stopping …")
         stop_server(server)
         say("stopped")
         return 0
-    if not (server.folder / "state.json").exists():
+    if was_stopped(server):
         return 0  # stop.py did it
     stop_server(server)
     raise CommandError(f"TorchServe ended by itself; the reason may be in {server.folder / 'server.log'}")
+
+
+def _reap() -> None:
+    """Take leave of dead processes that nobody else waits for: the first process of a container inherits them."""
+    if os.getpid() == 1:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
