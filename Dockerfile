@@ -5,12 +5,12 @@ ARG BASE=debian:bookworm-20260824-slim
 
 FROM ${BASE} AS python
 # Python alone: TorchServe's Java comes with the requirements.
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3 \
+RUN apt-get update -qq \
+    && apt-get install -qq --no-install-recommends python3 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
 
 FROM python AS build
-RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3-venv
+RUN apt-get update -qq && apt-get install -qq --no-install-recommends ca-certificates python3-venv
 WORKDIR /app
 # Where torch comes from. Empty: CPU builds from PyTorch's index if it answers, else PyPI's CUDA builds. An address (such
 # as https://download.pytorch.org/whl/cpu, or …/cu130 for NVIDIA GPUs) or `pypi` takes that one or fails.

@@ -41,8 +41,8 @@ class Wanted:
     """What the command line says about how the network computes.
 
     ``runtime``: ``torch``, ``openvino``, or ``auto``: OpenVINO where it is installed and no GPU serves.
-    ``precision``: ``float32``, ``bfloat16``, ``int8``, or ``auto``: the fastest of them that the
-    processor computes in and that has been shown to keep the accuracy. ``pictures``: labelled
+    ``precision``: ``float32``, ``bfloat16``, ``int8``, or ``auto``: the fastest of them that
+    has been shown to keep the accuracy. ``pictures``: labelled
     pictures on which that is measured; without them an earlier measurement counts, on this machine or
     on the model's card. ``calibration``: picture files for int8, which isn't tried without them.
     """
@@ -166,9 +166,9 @@ def _candidates(runtime: str, wanted: Wanted, record: Verification | None) -> li
     if wanted.pictures:
         names |= {"bfloat16", "int8"} if wanted.calibration and runtime == "openvino" else {"bfloat16"}
     elif record:
-        names.add(record.precision)
-    if not has_bfloat16(serving_device()):
-        names.discard("bfloat16")
+        names.add(record.precision)  # also where it can't be computed: a worker takes float32 there
+    if wanted.pictures and not has_bfloat16(serving_device()):
+        names.discard("bfloat16")  # nothing to measure
     return [name for name in ("int8", "bfloat16", "float32") if name in names]
 
 

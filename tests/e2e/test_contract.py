@@ -12,9 +12,7 @@ import pytest
 import requests
 from PIL import Image
 
-from handler.runtimes import has_bfloat16
 from scripts.lib.conversion import has_openvino
-from scripts.lib.machine import serving_device
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED
 from scripts.lib.precision import Wanted, settle
@@ -210,7 +208,7 @@ def test_describe_returns_the_card(server: Running) -> None:
     assert answer[0]["customizedMetadata"] == card.to_dict()
     if has_openvino():
         assert (card.runtime, card.converted_sha256 != "") == ("openvino", True)
-        assert card.precision == ("bfloat16" if has_bfloat16(serving_device()) else "float32")
+        assert card.precision == "bfloat16"
 
 
 def test_models_are_neither_registered_nor_removed_over_the_network(server: Running) -> None:

@@ -74,10 +74,10 @@ def test_everything_listens_on_loopback_on_the_ports_of_the_design() -> None:
 
 
 def test_flags_of_serve_replace_settings() -> None:
-    properties = server_properties(6000, "0.0.0.0", "::1", workers=3, token=True)
+    properties = server_properties(6000, "0.0.0.0", "::1", workers=3, token=True, metrics_host="10.0.0.7")
     assert properties["inference_address"] == "http://0.0.0.0:6000"
     assert properties["management_address"] == "http://[::1]:6001"
-    assert properties["metrics_address"] == "http://[::1]:6002"
+    assert properties["metrics_address"] == "http://10.0.0.7:6002"
     assert (properties["grpc_inference_port"], properties["grpc_management_port"]) == ("6003", "6004")
     assert properties["default_workers_per_model"] == "3"
     assert properties["disable_token_authorization"] == "false"
