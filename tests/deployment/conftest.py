@@ -1,0 +1,36 @@
+"""The image, built once for all tests of what a team runs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deployment.images import Engine
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """buildah and podman on a store that goes with the session."""
+    folder = Path(tempfile.mkdtemp(prefix="densenet-images-", dir="/var/tmp"))  # pytest's folders stay for three runs
+    try:
+        engine = Engine(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@pytest.fixture(scope="session")
+def image(engine: Engine) -> dict[str, Any]:
+    """The image ``IMAGE``, built from the Dockerfile; what ``podman image inspect`` says of it."""
+    engine.make_base()
+    engine.build()
+    return engine.inspect()
