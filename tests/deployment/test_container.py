@@ -134,7 +134,8 @@ def test_workers_are_scaled_through_the_management_api(served: Served) -> None:
 
 def test_only_inference_and_what_is_asked_for_is_open(engine: Engine, image: dict[str, Any]) -> None:
     """Metrics behind --metrics-host, without a token; management never, and not on the metrics' port either."""
-    ports = [free_ports() + offset for offset in range(3)]
+    first = free_ports()
+    ports = range(first, first + 3)
     published = [
         part for host, inside in zip(ports, (5000, 5001, 5002)) for part in ("-p", f"127.0.0.1:{host}:{inside}")
     ]
@@ -159,7 +160,7 @@ def test_a_mounted_model_replaces_the_image_s(engine: Engine, image: dict[str, A
 
 def test_an_archive_and_settings_from_outside(engine: Engine, image: dict[str, Any], tmp_path: Path) -> None:
     """Another archive by a variable, other settings by a mount."""
-    with engine.running(flags=("--entrypoint", "sleep"), *("600",)) as container:
+    with engine.running("600", flags=("--entrypoint", "sleep")) as container:
         engine.podman("cp", f"{container.id}:/app/model_store/densenet.mar", str(tmp_path / "mine.mar"))
     settings = tmp_path / "config.properties"
     text = (ROOT / "config" / "config.properties").read_text(encoding="utf-8")
