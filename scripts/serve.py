@@ -91,15 +91,22 @@ def main(args: argparse.Namespace) -> int:
     try:
         wait_until_ready(server)
         warm_up(server)
+        announce(server, card, duration(time.monotonic() - started))
+        if args.detach:
+            say(f"it runs in the background; stop it with: python3 scripts/stop.py{_port(args.port)}")
+            return 0
+        say("Ctrl-C stops it")
+        wait_for_end(server)
+    except KeyboardInterrupt:
+        say("stopping …")
+        stop_server(server)
+        if args.detach:
+            raise
+        say("stopped")
     except BaseException:
         stop_server(server)
         raise
-    announce(server, card, duration(time.monotonic() - started))
-    if args.detach:
-        say(f"it runs in the background; stop it with: python3 scripts/stop.py{_port(args.port)}")
-        return 0
-    say("Ctrl-C stops it")
-    return wait_for_end(server)
+    return 0
 
 
 def _archive(args: argparse.Namespace) -> tuple[Path, ModelCard, bool]:

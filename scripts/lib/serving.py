@@ -18,7 +18,7 @@ from handler.card import ModelCard
 from scripts.lib.client import Client
 from scripts.lib.console import CommandError, say
 from scripts.lib.management import POLL_SECONDS
-from scripts.lib.server import Server, read_token, stop_server, was_stopped
+from scripts.lib.server import Server, read_token, was_stopped
 
 WARM_UP_REQUESTS = 10
 """Pictures a worker."""
@@ -69,32 +69,22 @@ def stop_on_signals() -> None:
         signal.signal(signal.SIGHUP, stop)
 
 
-def wait_for_end(server: Server) -> int:
-    """Print what the server logs until Ctrl-C, SIGTERM or stop.py, then stop it.
-
-    Returns:
-        0 after a stop that was asked for.
+def wait_for_end(server: Server) -> None:
+    """Print what the server logs until it is stopped.
 
     Raises:
         CommandError: the server ended by itself.
+        KeyboardInterrupt: a signal, see :func:`stop_on_signals`.
     """
-    try:
-        with (server.folder / "server.log").open(encoding="utf-8", errors="replace") as log:
-            log.seek(0, os.SEEK_END)
-            while server.process():
-                time.sleep(POLL_SECONDS)
-                sys.stdout.write(log.read())
-                sys.stdout.flush()
-                _reap()
-    except KeyboardInterrupt:
-        say("stopping …")
-        stop_server(server)
-        say("stopped")
-        return 0
-    if was_stopped(server):
-        return 0  # stop.py did it
-    stop_server(server)
-    raise CommandError(f"TorchServe ended by itself; the reason may be in {server.folder / 'server.log'}")
+    with (server.folder / "server.log").open(encoding="utf-8", errors="replace") as log:
+        log.seek(0, os.SEEK_END)
+        while server.process():
+            time.sleep(POLL_SECONDS)
+            sys.stdout.write(log.read())
+            sys.stdout.flush()
+            _reap()
+    if not was_stopped(server):
+        raise CommandError(f"TorchServe ended by itself; the reason may be in {server.folder / 'server.log'}")
 
 
 def _reap() -> None:

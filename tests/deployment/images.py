@@ -74,17 +74,36 @@ class Engine:
         """``podman`` run to its end; the test fails if it does, unless ``check`` is off."""
         return self._call([self._podman, *arguments], COMMAND_TIMEOUT_S, check)
 
-    def make_base(self, *packages: str, name: str = BASE) -> None:
-        """Debian with ``packages``, from Debian's archive, under a public image's name."""
-        debootstrap = program("debootstrap", package="debootstrap")
+    def make_base(self) -> None:
+        """What the Dockerfile starts from: the content of Debian's slim image, from Debian's archive."""
         root = self.folder / "rootfs"
-        include = [f"--include={','.join(packages)}"] if packages else []
-        command = [debootstrap, "--variant=minbase", *include, "bookworm", str(root), DEBIAN]
-        self._call(command, BUILD_TIMEOUT_S, check=True)
+        debootstrap = program("debootstrap", package="debootstrap")
+        self._call([debootstrap, "--variant=minbase", "bookworm", str(root), DEBIAN], BUILD_TIMEOUT_S, check=True)
         container = self.buildah("from", "scratch")
         self.buildah("add", "--quiet", container, str(root), "/")
-        self.buildah("commit", "--quiet", "--rm", container, f"docker.io/library/{name}")
+        self.buildah("commit", "--quiet", "--rm", container, f"docker.io/library/{BASE}")
         shutil.rmtree(root)
+
+    def stand_in(self, name: str, *packages: str, entrypoint: str = "") -> None:
+        """An image of a public one's name, made of Debian's packages on the base."""
+        container = self.buildah("from", "--pull=never", f"docker.io/library/{BASE}")
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+            run = [
+                "run",
+                "--isolation",
+                "chroot",
+                "--network",
+                "host",
+                container,
+                "--",
+                "apt-get",
+                "--quiet=2",
+                *command,
+            ]
+            self.buildah(*run, timeout=BUILD_TIMEOUT_S)
+        if entrypoint:
+            self.buildah("config", "--entrypoint", json.dumps([entrypoint]), container)
+        self.buildah("commit", "--quiet", "--rm", container, name)
 
     def build(self, tag: str = IMAGE) -> None:
         """The Dockerfile as it stands, with this machine's certificates and settings of pip mounted beside it."""
@@ -156,6 +175,14 @@ class Container:
             assert self.state()["Status"] == "running", self.logs()
             assert time.monotonic() < deadline, self.logs()
             time.sleep(0.5)
+
+    def wait_for_line(self, text: str, timeout: float = 180) -> None:
+        """Wait until its first process has printed ``text``."""
+        deadline = time.monotonic() + timeout
+        while text not in self.logs():
+            assert self.state()["Status"] == "running", self.logs()
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(0.2)
 
     def wait_for_end(self, timeout: float = 120) -> int:
         """Wait until it has ended; its exit code."""

@@ -22,10 +22,11 @@ import requests
 import yaml
 
 from handler.card import ModelCard
-from scripts.lib.archive import MODEL_CONFIG, archive_inputs, archive_path, build_archive
+from scripts.lib.archive import archive_inputs, archive_path, build_archive
 from scripts.lib.environment import java_home
 from scripts.lib.management import Management
 from scripts.lib.model_folder import CARD, LABELS, json_bytes, read_model_folder
+from scripts.lib.packed import MODEL_CONFIG
 from scripts.lib.paths import BUNDLED, CONFIG, MODEL_NAME, ROOT, RUN
 from scripts.lib.precision import Wanted, settle
 from scripts.lib.server import LOG_CONFIG, read_properties, start_server, stop_server, wait_until_ready

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.lib.archive import GPU_CONFIG, KNOWN_KEYS, MODEL_CONFIG, check_model_config, model_config
+from scripts.lib.archive import GPU_CONFIG, KNOWN_KEYS, check_model_config, model_config
 from scripts.lib.console import CommandError
 from scripts.lib.model_folder import read_model_folder
+from scripts.lib.packed import MODEL_CONFIG
 from scripts.lib.paths import BUNDLED, CONFIG
 from scripts.lib.server import read_properties, server_properties
 
