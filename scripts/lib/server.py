@@ -39,8 +39,8 @@ ARCHIVE = f"{MODEL_NAME}.mar"
 """What ``build_archive.py`` writes."""
 WORKERS_PER_THREAD = 8
 """Workers that one of TorchServe's network threads keeps busy, with room to spare."""
-STOP_TIMEOUT = 20
-"""Seconds that TorchServe and its workers get to end, before they are killed."""
+STOP_TIMEOUT = 5
+"""Seconds that TorchServe and its workers get to end, before they are killed: they have nothing left to do."""
 DRAIN_TIMEOUT = 60
 """Seconds that requests under way get to be answered before that."""
 UPLOAD_GRACE = 1.0
