@@ -50,7 +50,8 @@ ENV PATH=/app/.venv/bin:$PATH \
     DENSENET_WEIGHTS=/app/model_store/densenet.mar \
     DENSENET_MODEL_STORE=/tmp/densenet/model_store \
     DENSENET_RUN=/tmp/densenet/run \
-    DENSENET_CACHE=/tmp/densenet/cache
+    DENSENET_CACHE=/tmp/densenet/cache \
+    DENSENET_LOG_SIZE="10 MB"
 USER 10001:10001
 # Inference; metrics where --metrics-host opens them. Management (5001) answers inside the container alone.
 EXPOSE 5000 5002
