@@ -268,6 +268,60 @@ def test_foreground_stops_on_a_signal(model_store: Path, number: signal.Signals)
     assert not temporary.exists()
 
 
+@pytest.mark.parametrize("how", ["sigterm", "stop.py"])
+def test_stopping_answers_what_is_under_way(model_store: Path, how: str) -> None:
+    """Six clients without a pause at one worker: whatever had begun before the stop gets its answer."""
+    sent: list[tuple[float, int | str]] = []
+
+    def client(url: str) -> None:
+        with requests.Session() as session:
+            while True:
+                begun = time.monotonic()
+                try:
+                    sent.append((begun, session.put(url, data=PICTURE, timeout=60).status_code))
+                except requests.RequestException as error:
+                    sent.append((begun, type(error).__name__))
+                    return
+
+    with foreground(model_store) as (process, port):
+        threads = [
+            threading.Thread(target=client, args=(f"http://127.0.0.1:{port}/predictions/densenet",)) for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        while len(sent) < 20:
+            time.sleep(0.05)
+        stopped = time.monotonic()
+        if how == "sigterm":
+            process.send_signal(signal.SIGTERM)
+        else:
+            result = command("stop.py", "--port", str(port))
+            assert (result.returncode, result.stderr) == (0, "")
+        output, errors = process.communicate(timeout=120)
+        for thread in threads:
+            thread.join()
+    assert process.returncode == 0, errors
+    assert errors == ""
+    assert output.endswith("stopped\n") or how == "stop.py"
+    assert {answer for begun, answer in sent if begun < stopped} == {200}
+    assert {answer for begun, answer in sent if begun >= stopped} <= {200, "ConnectionError"}
+
+
+def test_a_finished_archive_is_served_as_it_is(model_store: Path, tmp_path: Path) -> None:
+    built = command("build_archive.py", "--weights", "bundled", "--model-store", str(model_store))
+    assert built.returncode == 0, built.stderr
+    mine = tmp_path / "mine.mar"
+    shutil.copy(archive_path(model_store), mine)
+    with serving(tmp_path, "--workers", "1", weights=mine, DENSENET_RUN=str(tmp_path / "run")) as running:
+        assert f"using {mine}: densenet-pets, 46 classes" in running.output
+        assert (tmp_path / "run" / str(running.port) / "state.json").is_file()
+        assert requests.put(running.predictions, data=PICTURE, timeout=60).ok
+        assert command("stop.py", "--port", str(running.port), DENSENET_RUN=str(tmp_path / "run")).returncode == 0
+    refused = command("serve.py", "--precision", "float32", DENSENET_WEIGHTS=str(mine))
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"error: --precision can't change the finished archive {mine}; give it to build_")
+
+
 def test_foreground_ends_with_an_error_when_the_server_dies(model_store: Path) -> None:
     with foreground(model_store) as (process, port):
         pids, _ = family(port)
@@ -342,6 +396,8 @@ def test_tokens_are_asked_for_when_switched_on(model_store: Path) -> None:
             result = command(*arguments, "--port", str(running.port))
             assert result.returncode == 0, result.stderr
         assert requests.get(f"{running.management}/models", timeout=60).status_code == 400
+        metrics = requests.get(f"http://127.0.0.1:{running.port + 2}/metrics", timeout=60)
+        assert metrics.ok, "docs/configuration.md says that no token protects them"
 
 
 def test_management_for_others_needs_tokens() -> None:

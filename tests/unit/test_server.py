@@ -18,16 +18,19 @@ from scripts.lib import server as module
 from scripts.lib.console import CommandError
 from scripts.lib.paths import ROOT
 from scripts.lib.server import (
+    STOPPING,
     Server,
     check_start,
     clean_up,
     connect,
+    drained,
     find_server,
     read_properties,
     read_token,
     server_environment,
     start_server,
     stop_server,
+    was_stopped,
     worker_error,
 )
 from tests.e2e.conftest import free_ports
@@ -138,6 +141,34 @@ def test_stopping_ends_the_whole_family_and_removes_its_traces(tmp_path: Path) -
     assert not temporary.exists()
     assert [p.name for p in server.folder.iterdir()] == ["server.log"]
     clean_up(7000)  # nothing left: no error
+
+
+def test_a_stopped_server_did_not_end_by_itself() -> None:
+    server = myself(7000)
+    remember(server)
+    assert not was_stopped(server)
+    (server.folder / STOPPING).touch()
+    assert was_stopped(server), "it is being stopped"
+    clean_up(7000)
+    assert was_stopped(server), "it is stopped"
+    assert list(server.folder.iterdir()) == []
+
+
+def test_a_server_that_cannot_be_drained_is_stopped_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody is connected, but the management API doesn't answer."""
+    port = free_ports()
+    server = myself(port)
+    monkeypatch.setattr(module, "UPLOAD_GRACE", 0)
+    with socket.socket() as listener, socket.socket() as client:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        with drained(server, psutil.Process()):
+            assert capsys.readouterr().err == "", "nobody is connected"
+        client.connect(("127.0.0.1", port))
+        with listener.accept()[0], drained(server, psutil.Process()):
+            assert capsys.readouterr().err.startswith("warning: requests may be lost: no server answers at ")
 
 
 def test_the_workers_modules_come_from_the_archive_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
