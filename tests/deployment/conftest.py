@@ -13,6 +13,13 @@ import pytest
 from tests.deployment.images import Engine
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that needs the image waits for its build."""
+    for item in items:
+        if "image" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """buildah and podman on a store that goes with the session."""
