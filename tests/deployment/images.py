@@ -27,7 +27,7 @@ BASE = re.findall(r"^ARG BASE=(\S+)", (ROOT / "Dockerfile").read_text(encoding="
 IMAGE = "localhost/densenet:latest"
 DEBIAN = "http://deb.debian.org/debian"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-BUILD_TIMEOUT_S = 900
+BUILD_TIMEOUT_S = 1500
 COMMAND_TIMEOUT_S = 300
 
 
