@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ from scripts.lib.server import Server, held_workers, read_token, remember, worke
 from scripts.lib.serving import WARM_UP_REQUESTS
 
 START_TIMEOUT = 180
+QUIET_S = 2.0
+"""A version that no request named for so long can be removed."""
 COLUMNS = ("path", "label", "probability")
 
 
@@ -198,10 +201,12 @@ def roll_back(server: Server) -> tuple[str, str]:
 
 
 def remove(server: Server, version: str) -> None:
-    """End a version that isn't the default; requests that named it and came before are answered.
+    """End a version that isn't the default; what its workers have in hand is answered.
+
+    Requests in its queue would wait for ever, hence none may come.
 
     Raises:
-        CommandError: there is no such version, or it is the default.
+        CommandError: there is no such version, it is the default, or requests still name it.
     """
     management = server.management
     default, versions = management.status().version, [model.version for model in management.versions()]
@@ -209,5 +214,22 @@ def remove(server: Server, version: str) -> None:
         raise CommandError(f"there is no version {version}; registered are {', '.join(versions)}")
     if version == default:
         raise CommandError(f"version {version} is the default; make another one the default before, with --rollback")
+    before = _requests_naming(server, version)
+    time.sleep(QUIET_S)
+    still = _requests_naming(server, version) - before
+    if still:
+        raise CommandError(
+            f"{still} requests for version {version} came within {QUIET_S:.0f} s; it stays until nobody sends to "
+            f"/predictions/{MODEL_NAME}/{version} any more"
+        )
     with held_workers(server, version=version):
         management.unregister(version)
+
+
+def _requests_naming(server: Server, version: str) -> int:
+    """How many requests named a version so far, as TorchServe counts them."""
+    text = requests.get(f"{server.metrics_url}/metrics", timeout=10).text
+    series = (
+        rf'^ts_inference_requests_total{{model_name="{MODEL_NAME}",model_version="{re.escape(version)}",.*}} (\S+)$'
+    )
+    return sum(int(float(value)) for value in re.findall(series, text, re.MULTILINE))
