@@ -53,6 +53,11 @@ class FrontDoor:
             time.sleep(0.05)
         raise AssertionError(f"no line with {wanted}")
 
+    def lost(self) -> str:
+        """The lines of the access log that don't say 200, and the error log's end, for a failing test."""
+        lines = (self.folder / "access.log").read_text(encoding="utf-8").splitlines()
+        return "\n".join([*(line for line in lines if '"status":200,' not in line), self.errors()[-2000:]])
+
     def errors(self) -> str:
         """What it wrote to its error log."""
         return (self.folder / "error.log").read_text(encoding="utf-8", errors="replace")
