@@ -6,9 +6,11 @@ import base64
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,7 +27,7 @@ from scripts.lib.archive import archive_inputs, archive_path, build_archive
 from scripts.lib.environment import java_home
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.packed import MODEL_CONFIG
-from scripts.lib.paths import BUNDLED, CONFIG
+from scripts.lib.paths import BUNDLED, CONFIG, ROOT
 from scripts.lib.precision import Wanted, settle
 from scripts.lib.server import (
     Server,
@@ -37,7 +39,9 @@ from scripts.lib.server import (
     wait_until_ready,
 )
 from tests.e2e.conftest import command, free_ports
-from tests.front_door import FrontDoor, front_door
+from tests.e2e.test_readme import BLOCK, NUMBER, pattern, steps
+from tests.front_door import FrontDoor, copy_configuration, front_door
+from tests.golden import DOG
 from tests.load import PICTURE, load
 from tests.programs import program
 from tests.versions import NEW_LABEL, write_golden, write_new_version
@@ -46,6 +50,7 @@ TIMEOUT_S = 60
 HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 QUEUE = 8
 """Requests that wait in a host: soon full, and enough for the load when one host is left."""
+GUIDE = (ROOT / "docs" / "front-door.md").read_text(encoding="utf-8")
 NGINX_CONF = (CONFIG / "nginx" / "nginx.conf").read_text(encoding="utf-8")
 
 
@@ -462,3 +467,76 @@ def test_tls_is_switched_on_by_one_file(hosts: list[Server], certificate: Path, 
         assert_error(plain, 400, "InvalidRequest", "received a request that isn't proper HTTP")
         with pytest.raises(requests.exceptions.SSLError):
             requests.get(url, timeout=TIMEOUT_S)
+
+
+def run_me(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """``run_me.sh`` in a folder with a picture of the test's own."""
+    (folder / "images").mkdir(exist_ok=True)
+    (folder / "images" / "dog.jpg").write_bytes(PICTURE)
+    shutil.copy(ROOT / "run_me.sh", folder)
+    return subprocess.run(
+        [str(folder / "run_me.sh")],
+        env={**os.environ, "DENSENET_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def test_run_me_prints_the_label(door: FrontDoor, hosts: list[Server], label: str, tmp_path: Path) -> None:
+    """Through the front door, and of a server alone; with an exit code when there is none."""
+    for url in (door.url, hosts[0].url):
+        result = run_me(url, tmp_path)
+        assert (result.returncode, result.stdout) == (0, f"{label}\n"), result.stderr
+    assert run_me(f"http://127.0.0.1:{free_ports()}", tmp_path).returncode != 0
+
+
+def test_run_me_is_the_same_on_windows() -> None:
+    shell = (ROOT / "run_me.sh").read_text(encoding="utf-8")
+    batch = (ROOT / "run_me.bat").read_bytes().decode()
+    assert batch.count("\n") == batch.count("\r\n")
+    assert "set PICTURE=images\\dog.jpg\r\n" in batch
+    assert "\nPICTURE=images/dog.jpg\n" in shell
+    arguments = '-sS --fail-with-body -H "Accept: text/plain" -F "file=@{}" "{}/predictions/densenet"'
+    assert arguments.format("$PICTURE", "${DENSENET_URL:-http://127.0.0.1:5000}") in shell
+    assert arguments.format("%PICTURE%", "%DENSENET_URL%") in batch
+
+
+@pytest.mark.skipif(not DOG.is_file(), reason="the guide's picture isn't in ../shared")
+def test_the_guide_does_what_it_says(store: Path, tmp_path: Path) -> None:
+    """Its commands, in order, on free ports and without the internet."""
+    port, view = free_ports(6), tmp_path / "view"
+    (view / "images").mkdir(parents=True)
+    shutil.copy(DOG, view / "images")
+    shutil.copy(ROOT / "run_me.sh", view)
+    (view / "scripts").symlink_to(ROOT / "scripts")
+    configuration = copy_configuration(tmp_path, [f"127.0.0.1:{port}"], port + 5, tls=False, replace={})
+    replace = {
+        "python3 scripts/serve.py": f"{sys.executable} scripts/serve.py --weights {archive_path(store)} --workers 1",
+        "--port 6000": f"--port {port}",
+        "$PWD/config/nginx/nginx.conf": str(configuration),
+        "daemon off;' &": "user root;' >access.log 2>&1",  # in the background by itself; pytest's folder is root's
+        ":5000": f":{port + 5}",
+    }
+    environment = {**os.environ, "DENSENET_NO_VENV": "1", "DENSENET_URL": f"http://127.0.0.1:{port + 5}"}
+    (block,) = [steps(match["text"]) for match in BLOCK.finditer(GUIDE)]
+    try:
+        for step in block:
+            line = step.command
+            for old, new in replace.items():
+                line = line.replace(old, new)
+            result = subprocess.run(
+                ["bash", "-c", line],
+                cwd=view,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
+            )
+            assert result.returncode == 0, f"$ {line}\n{result.stdout}{result.stderr}"
+            assert pattern(step.output).fullmatch(NUMBER.sub("0", result.stdout.strip())), result.stdout
+    finally:
+        os.kill(int((tmp_path / "nginx.pid").read_text(encoding="ascii")), signal.SIGTERM)
+        assert command("stop.py", "--port", str(port)).returncode == 0
