@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,21 +110,26 @@ def test_a_version_that_requests_still_name_is_not_removed(
     assert versions(served) == ["1.0"]
 
 
-def test_an_archive_that_fails_a_golden_picture_is_refused(
+def test_an_archive_that_fails_its_golden_pictures_is_refused(
     served: Running, store: Path, label: str, tmp_path: Path
 ) -> None:
-    archive = str(archive_path(store, "2.0"))
+    """One has another label, the other the label with too little probability, the third is as expected."""
+    pictures = Path(write_golden(tmp_path, NEW_LABEL + label))
+    with pictures.open("a", encoding="utf-8") as file:
+        for name, wrong, least in (("a.png", label, 0.3), ("b.png", NEW_LABEL + label, 1)):
+            shutil.copy(CHELSEA, tmp_path / name)
+            file.write(f"{name},{wrong},{least}\n")
     with load(served.predictions) as running:
-        for wrong, least in ((label, 0.3), (NEW_LABEL + label, 1.0)):
-            arguments = [archive, "--golden", write_golden(tmp_path, wrong, least), "--port", str(served.port)]
-            result = command("deploy.py", *arguments)
-            assert result.returncode == 1
-            assert result.stderr.startswith(
-                "error: version 2.0 fails 1 of 1 golden pictures, and the old version goes on serving: "
-                f"{tmp_path / CHELSEA.name}: {NEW_LABEL}{label} 0."
-            )
-            assert result.stderr.endswith(f", expected {wrong} {least:.4f} or more\n")
-            assert versions(served) == ["1.0"]
+        arguments = [str(archive_path(store, "2.0")), "--golden", str(pictures), "--port", str(served.port)]
+        result = command("deploy.py", *arguments)
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"error: version 2\.0 fails 2 of 3 golden pictures, and the old version goes on serving: "
+        rf"\S+a\.png: {NEW_LABEL}{label} 0\.\d+, expected {label} 0\.3000 or more; "
+        rf"\S+b\.png: {NEW_LABEL}{label} 0\.\d+, expected {NEW_LABEL}{label} 1\.0000 or more\n",
+        result.stderr,
+    )
+    assert versions(served) == ["1.0"]
     assert set(running.answers) == {200}
     assert set(running.labels) == {label}
 
