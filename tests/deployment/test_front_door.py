@@ -387,6 +387,22 @@ def test_workers_that_do_not_answer_are_503_within_five_seconds(hosts: list[Serv
     print(f"silent workers: 503 after {took:.1f} s; with another host 2 of 2 answered")
 
 
+def test_a_worker_dies_with_a_request_in_hand_and_no_request_is_lost(
+    hosts: list[Server], door: FrontDoor, label: str
+) -> None:
+    with load(door.predictions, threads=4) as running:
+        (worker,) = workers_of(hosts[0])
+        worker.kill()
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (status := hosts[0].management.status()).ready or status.workers[0].pid == worker.pid:
+            assert time.monotonic() < deadline, "the worker doesn't come back"
+            time.sleep(0.1)
+        running.wait_for(20)
+    running.report("worker of host 1 of 3 killed (-9)")
+    assert set(running.answers) == {200}, door.lost()
+    assert set(running.labels) == {label}
+
+
 def test_no_host_at_all_is_503_at_once() -> None:
     with front_door(f"127.0.0.2:{free_ports()}", f"127.0.0.3:{free_ports()}") as door:
         answer = requests.put(door.predictions, data=PICTURE, timeout=TIMEOUT_S)
