@@ -50,6 +50,9 @@ def main(args: argparse.Namespace) -> int:
         # TorchServe measures the memory once a minute, and says 0 before
         memory = f", {worker.memory / 1e6:.0f} MB" if worker.memory else ""
         say(f"  worker {worker.id}: {worker.status}, process {worker.pid}{memory}")
+    for other in management.versions():
+        if other.version != status.version:
+            say(f"  beside it version {other.version}, {other.ready} of {len(other.workers)} workers READY")
     return 0 if status.ready else 1
 
 

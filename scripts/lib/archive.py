@@ -25,21 +25,20 @@ from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError
 from scripts.lib.machine import serving_device
 from scripts.lib.model_folder import LABELS, WEIGHTS, ModelFolder, write_atomically
-from scripts.lib.packed import MODEL_CONFIG
+from scripts.lib.packed import MANIFEST, MODEL_CONFIG
 from scripts.lib.paths import CONFIG, HANDLER, MODEL_NAME, MODEL_STORE
 from scripts.lib.precision import Wanted, settle
 
 VERSION = "1.0"
 ENTRY = "densenet_handler.py"
 GPU_CONFIG = "model-config.gpu.yaml"
-MANIFEST = "MAR-INF/MANIFEST.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _DIGEST_NOTE = "densenet-serving inputs sha256:"
 
 
-def archive_path(model_store: Path = MODEL_STORE) -> Path:
-    """Where the archive lies in a model store."""
-    return model_store / f"{MODEL_NAME}.mar"
+def archive_path(model_store: Path = MODEL_STORE, version: str = VERSION) -> Path:
+    """Where the archive of a version lies in a model store: ``densenet.mar`` of the first, ``densenet-2.0.mar``."""
+    return model_store / (f"{MODEL_NAME}.mar" if version == VERSION else f"{MODEL_NAME}-{version}.mar")
 
 
 def archive_inputs(model: ModelFolder, card: ModelCard, converted: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -110,9 +109,9 @@ def _positive(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def inputs_digest(files: Mapping[str, bytes]) -> str:
-    """SHA-256 over names and content of the archive's files, in hex."""
-    digest = hashlib.sha256()
+def inputs_digest(files: Mapping[str, bytes], version: str = VERSION) -> str:
+    """SHA-256 over the version and the names and content of the archive's files, in hex."""
+    digest = hashlib.sha256(f"{version}\0".encode())
     for name in sorted(files):
         digest.update(f"{name}\0{len(files[name])}\0".encode())
         digest.update(files[name])
@@ -132,6 +131,7 @@ def ensure_archive(
     model: ModelFolder,
     model_store: Path = MODEL_STORE,
     wanted: Wanted | None = None,
+    version: str = VERSION,
 ) -> tuple[Path, ModelCard, bool]:
     """The archive of ``model`` in ``model_store``, built if it is missing, broken or stale.
 
@@ -139,6 +139,7 @@ def ensure_archive(
         model: the model folder.
         model_store: where the archive goes.
         wanted: how the network is to compute; None: as fast as it has been shown to keep its accuracy.
+        version: of the model, by which a server that serves several tells them apart.
 
     Returns:
         The archive, its card, and whether it was built now.
@@ -147,28 +148,33 @@ def ensure_archive(
         CommandError, CardError: weights, labels, card and settings don't fit each other.
     """
     card, converted = settle(model, wanted or Wanted())
-    archive, built = write_archive(model, card, converted, model_store)
+    archive, built = write_archive(model, card, converted, model_store, version)
     return archive, card, built
 
 
 def write_archive(
-    model: ModelFolder, card: ModelCard, converted: Mapping[str, bytes], model_store: Path
+    model: ModelFolder,
+    card: ModelCard,
+    converted: Mapping[str, bytes],
+    model_store: Path,
+    version: str = VERSION,
 ) -> tuple[Path, bool]:
     """The archive of ``model`` with a settled card, built if it is missing, broken or stale.
 
     Args:
         model, card, converted: as for :func:`archive_inputs`.
         model_store: where the archive goes.
+        version: of the model.
 
     Returns:
         The archive and whether it was built now.
     """
     files = archive_inputs(model, card, converted)
-    archive = archive_path(model_store)
-    if is_current(archive, inputs_digest(files)):
+    archive = archive_path(model_store, version)
+    if is_current(archive, inputs_digest(files, version)):
         return archive, False
     validate(model)
-    write_atomically(archive, build_archive(files))
+    write_atomically(archive, build_archive(files, version))
     return archive, True
 
 
@@ -189,8 +195,8 @@ def validate(model: ModelFolder) -> None:
         )
 
 
-def build_archive(files: Mapping[str, bytes]) -> bytes:
-    """The archive of ``files``: packed by torch-model-archiver, then made reproducible."""
+def build_archive(files: Mapping[str, bytes], version: str = VERSION) -> bytes:
+    """The archive of ``files`` as ``version``: packed by torch-model-archiver, then made reproducible."""
     with tempfile.TemporaryDirectory(prefix="densenet-archive-") as temporary:
         stage, out = Path(temporary, "stage"), Path(temporary, "out")
         out.mkdir()
@@ -207,7 +213,7 @@ def build_archive(files: Mapping[str, bytes]) -> bytes:
         environment = {**os.environ, "TMPDIR": temporary, "TEMP": temporary, "TMP": temporary}
         command = [
             *(sys.executable, "-m", "model_archiver.model_packaging"),
-            *("--model-name", MODEL_NAME, "--version", VERSION),
+            *("--model-name", MODEL_NAME, "--version", version),
             *("--serialized-file", str(stage / WEIGHTS), "--handler", str(stage / ENTRY)),
             *("--config-file", str(stage / MODEL_CONFIG)),
             *("--extra-files", ",".join(map(str, extra)), "--export-path", str(out)),
@@ -216,7 +222,7 @@ def build_archive(files: Mapping[str, bytes]) -> bytes:
         packed = out / f"{MODEL_NAME}.mar"
         if result.returncode != 0 or not packed.is_file():
             raise CommandError(f"torch-model-archiver failed: {(result.stderr or result.stdout).strip()[-500:]}")
-        return _reproducible(packed.read_bytes(), inputs_digest(files))
+        return _reproducible(packed.read_bytes(), inputs_digest(files, version))
 
 
 def _reproducible(archive: bytes, digest: str) -> bytes:

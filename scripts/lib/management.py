@@ -27,9 +27,10 @@ class Worker:
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """What the management API says of the served model."""
+    """What the management API says of one version of the model; ``archive`` is its file in the model store."""
 
     version: str
+    archive: str
     workers: list[Worker]
     min_workers: int
     max_workers: int
@@ -66,37 +67,53 @@ class Management:
             )
         return response.json()
 
-    def status(self) -> ModelStatus:
-        """The state of the model and its workers.
+    def status(self, version: str | None = None) -> ModelStatus:
+        """The state of a version of the model, of the default one unless told otherwise, and of its workers.
 
         Raises:
             NotRunning: no server answers.
             CommandError: the server answers with an error.
         """
-        (model,) = self._call("GET", f"/models/{MODEL_NAME}", timeout=10)
-        workers = [
-            Worker(str(w["id"]), str(w["status"]), int(w.get("pid", -1)), int(w.get("memoryUsage", 0)))
-            for w in model["workers"]
-        ]
-        return ModelStatus(str(model["modelVersion"]), workers, int(model["minWorkers"]), int(model["maxWorkers"]))
+        (model,) = self._call("GET", _route(version), timeout=10)
+        return _status(model)
 
-    def card(self) -> dict[str, Any]:
+    def versions(self) -> list[ModelStatus]:
+        """The state of every version, in TorchServe's order; errors as for :meth:`status`."""
+        return [_status(model) for model in self._call("GET", f"{_route()}/all", timeout=10)]
+
+    def register(self, archive: str) -> None:
+        """Register an archive of the model store, by its file name, as a further version without workers.
+
+        Raises:
+            CommandError: no such file, or its version is registered already.
+        """
+        self._call("POST", "/models", timeout=60, url=archive, model_name=MODEL_NAME, initial_workers=0)
+
+    def set_default(self, version: str) -> None:
+        """Make ``version`` the one that answers requests which name none."""
+        self._call("PUT", f"{_route(version)}/set-default", timeout=30)
+
+    def unregister(self, version: str) -> None:
+        """Remove a version that isn't the default, and its workers."""
+        self._call("DELETE", _route(version), timeout=60)
+
+    def card(self, version: str | None = None) -> dict[str, Any]:
         """The model card, as the handler in a worker returns it.
 
         Raises:
             NotRunning, CommandError: as for :meth:`status`, or the answer holds no card.
         """
-        (model,) = self._call("GET", f"/models/{MODEL_NAME}", timeout=60, customized="true")
+        (model,) = self._call("GET", _route(version), timeout=60, customized="true")
         card = model.get("customizedMetadata")
         if not isinstance(card, dict):
             raise CommandError(f"the server at {self.url} describes its model without a card; is it of this project?")
         return card
 
-    def scale(self, minimum: int, maximum: int) -> None:
+    def scale(self, minimum: int, maximum: int, version: str | None = None) -> None:
         """Set the number of workers; returns when the surplus is removed, see :meth:`wait_for_workers`."""
-        self._call("PUT", f"/models/{MODEL_NAME}", timeout=30, min_worker=minimum, max_worker=maximum)
+        self._call("PUT", _route(version), timeout=30, min_worker=minimum, max_worker=maximum)
         deadline = time.monotonic() + 30
-        while len(self.status().workers) > maximum and time.monotonic() < deadline:
+        while len(self.status(version).workers) > maximum and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
     def wait_for_workers(self, minimum: int, maximum: int, timeout: float) -> ModelStatus:
@@ -118,6 +135,21 @@ class Management:
                     "see the server's log for the reason, or ask for fewer workers"
                 )
             time.sleep(POLL_SECONDS)
+
+
+def _route(version: str | None = None) -> str:
+    """The path of a version, of the default one without a number."""
+    return f"/models/{MODEL_NAME}" + (f"/{version}" if version else "")
+
+
+def _status(model: dict[str, Any]) -> ModelStatus:
+    """What a model's description says."""
+    workers = [
+        Worker(str(w["id"]), str(w["status"]), int(w.get("pid", -1)), int(w.get("memoryUsage", 0)))
+        for w in model["workers"]
+    ]
+    least, most = int(model["minWorkers"]), int(model["maxWorkers"])
+    return ModelStatus(str(model["modelVersion"]), str(model["modelUrl"]), workers, least, most)
 
 
 class NotRunning(CommandError):

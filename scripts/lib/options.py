@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from scripts.lib.paths import MODEL_STORE
@@ -99,6 +100,13 @@ def port_number(text: str) -> int:
     if not 1024 <= port <= 65531:
         raise argparse.ArgumentTypeError(f"{port} is out of range, expected 1024 to 65531")
     return port
+
+
+def version_number(text: str) -> str:
+    """A model's version: numbers with points between them."""
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no version, expected numbers with points between them, as 2.0")
+    return text
 
 
 def positive(text: str) -> int:

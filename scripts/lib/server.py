@@ -66,6 +66,8 @@ class Server:
     temporary: str
     model: dict[str, str] = field(default_factory=dict)
     metrics_host: str = LOOPBACK
+    previous: str = ""
+    """The version that was the default before the present one; "" if none was deployed (``deploy.py``)."""
 
     @property
     def folder(self) -> Path:
@@ -256,8 +258,13 @@ def start_server(
         dict(model) if model else {},
         metrics_host,
     )
-    write_atomically(folder / "state.json", json_bytes(asdict(server)))
+    remember(server)
     return server
+
+
+def remember(server: Server) -> None:
+    """Write the state by which :func:`find_server` finds the server."""
+    write_atomically(server.folder / "state.json", json_bytes(asdict(server)))
 
 
 def launch(
@@ -351,12 +358,21 @@ def wait_until_ready(server: Server, timeout: float = START_TIMEOUT) -> ModelSta
         time.sleep(POLL_SECONDS)
 
 
-def worker_error(log: Path) -> str:
-    """The exception that ended a worker, from the server's log; "" if none died."""
+def worker_error(log: Path, since: int = 0, version: str = "") -> str:
+    """The exception that ended a worker, from the server's log; "" if none died.
+
+    Args:
+        log: the server's log.
+        since: bytes of it to pass over.
+        version: of the model whose workers alone are meant; "": all.
+    """
     try:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        text = log.read_bytes()[since:].decode("utf-8", "replace")
     except OSError:
         return ""
+    if version:
+        thread = f"-{MODEL_NAME}_{version}-"
+        text = "".join(line for line in text.splitlines(keepends=True) if thread in line)
     start = text.find(_DEATH)
     if start < 0:
         return ""
@@ -386,8 +402,10 @@ def last_line(log: Path) -> str:
 
 
 @contextmanager
-def held_workers(server: Server, timeout: float = HOLD_TIMEOUT) -> Iterator[None]:
+def held_workers(server: Server, timeout: float = HOLD_TIMEOUT, version: str | None = None) -> Iterator[None]:
     """Every READY worker of ``server`` busy with a request of ours while the block runs (``handler.hold``).
+
+    ``version`` is the model's whose workers are held, the default one unless told otherwise.
 
     Raises:
         CommandError: they don't get free within ``timeout`` seconds.
@@ -396,7 +414,7 @@ def held_workers(server: Server, timeout: float = HOLD_TIMEOUT) -> Iterator[None
     headers = {HEADER: folder.name}
     if server.token:
         headers["Authorization"] = f"Bearer {read_token(server.folder, 'inference')}"
-    wanted = {str(worker.pid) for worker in server.management.status().workers if worker.status == "READY"}
+    wanted = {str(worker.pid) for worker in server.management.status(version).workers if worker.status == "READY"}
 
     def held() -> bool:
         try:
@@ -408,9 +426,10 @@ def held_workers(server: Server, timeout: float = HOLD_TIMEOUT) -> Iterator[None
         # answered when the hold ends; earlier only if the queue was full or the batch held other requests
         while folder.exists() and not held():
             with contextlib.suppress(requests.RequestException, OSError):
-                requests.post(f"{server.url}/predictions/{MODEL_NAME}", headers=headers, timeout=timeout)
+                requests.post(address, headers=headers, timeout=timeout)
             time.sleep(0.02)
 
+    address = f"{server.url}/predictions/{MODEL_NAME}" + (f"/{version}" if version else "")
     folder.mkdir(mode=0o700)
     with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
         try:
@@ -463,7 +482,8 @@ def drained(server: Server, process: psutil.Process, timeout: float = DRAIN_TIME
         try:
             if _has_clients(server, process):
                 time.sleep(UPLOAD_GRACE)
-                stack.enter_context(held_workers(server, timeout))
+                for model in server.management.versions():
+                    stack.enter_context(held_workers(server, timeout, model.version))
                 for _ in range(network_threads(server.workers)):
                     # each of TorchServe's threads has written its answers before it gives this one
                     requests.get(f"{server.url}/ping", timeout=POLL_SECONDS * 10)

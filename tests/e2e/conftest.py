@@ -32,12 +32,12 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-def free_ports() -> int:
-    """The first of five free ports in a row."""
+def free_ports(count: int = 5) -> int:
+    """The first of ``count`` free ports in a row; a server takes five."""
     for first in range(15000 + os.getpid() % 1000 * 10, 60000, 10):
         sockets = []
         try:
-            for port in range(first, first + 5):
+            for port in range(first, first + count):
                 probe = socket.socket()
                 sockets.append(probe)
                 probe.bind(("127.0.0.1", port))
@@ -47,7 +47,7 @@ def free_ports() -> int:
         finally:
             for probe in sockets:
                 probe.close()
-    raise AssertionError("no five free ports in a row")
+    raise AssertionError(f"no {count} free ports in a row")
 
 
 @dataclass(frozen=True)

@@ -32,47 +32,9 @@ from scripts.lib.precision import Wanted, settle
 from scripts.lib.server import LOG_CONFIG, read_properties, start_server, stop_server, wait_until_ready
 from tests.e2e.conftest import Running, command, free_ports, serving
 from tests.golden import CHELSEA, PACKAGED
+from tests.load import load
 
 PICTURE = CHELSEA.read_bytes()
-
-
-class Load:
-    """Requests without a pause from several threads; counts the answers by status."""
-
-    def __init__(self, url: str, threads: int = 3) -> None:
-        self.url, self.answers, self._stop = url, list[int | str](), threading.Event()
-        self._threads = [threading.Thread(target=self._send) for _ in range(threads)]
-
-    def _send(self) -> None:
-        with requests.Session() as session:
-            while not self._stop.is_set():
-                try:
-                    self.answers.append(session.put(self.url, data=PICTURE, timeout=60).status_code)
-                except requests.RequestException as error:
-                    self.answers.append(type(error).__name__)
-
-    def wait_for(self, answers: int, timeout: float = 60) -> None:
-        """Wait until so many more requests were answered."""
-        goal, deadline = len(self.answers) + answers, time.monotonic() + timeout
-        while len(self.answers) < goal:
-            assert time.monotonic() < deadline, f"only {len(self.answers)} answers"
-            time.sleep(0.05)
-
-
-@contextmanager
-def load(url: str) -> Iterator[Load]:
-    """Load on ``url`` while the block runs."""
-    running = Load(url)
-    for thread in running._threads:
-        thread.start()
-    try:
-        running.wait_for(3)
-        yield running
-        running.wait_for(3)
-    finally:
-        running._stop.set()
-        for thread in running._threads:
-            thread.join()
 
 
 def wait_for_workers(server: Running, wanted: int, timeout: float = 60) -> None:

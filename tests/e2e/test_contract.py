@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,11 +212,37 @@ def test_describe_returns_the_card(server: Running) -> None:
         assert card.precision == "bfloat16"
 
 
-def test_models_are_neither_registered_nor_removed_over_the_network(server: Running) -> None:
-    models = f"{server.management}/models"
-    register = requests.post(f"{models}?url=http://127.0.0.1:9/evil.mar", timeout=TIMEOUT_S)
-    remove = requests.delete(f"{models}/densenet", timeout=TIMEOUT_S)
-    assert (register.status_code, remove.status_code) == (405, 405)
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://127.0.0.1:9/evil.mar", "HTTPS://example.com/evil.mar", "file:///{outside}", "s3://bucket/evil.mar"),
+        *("{outside}", "../{name}/evil.mar", "folder/../../{name}/evil.mar", "linked/evil.mar"),
+    ],
+)
+def test_archives_come_from_the_model_store_alone(server: Running, tmp_path: Path, url: str) -> None:
+    """Addresses, paths out of the store, and a folder of it that is a link, are refused by TorchServe."""
+    outside = tmp_path / "evil.mar"
+    outside.write_bytes((server.model_store / "densenet.mar").read_bytes())
+    linked = server.model_store / "linked"
+    linked.symlink_to(tmp_path)
+    try:
+        wanted = {"url": url.format(outside=outside, name=tmp_path.name), "model_name": "evil"}
+        answer = requests.post(f"{server.management}/models", params=wanted, timeout=TIMEOUT_S)
+    finally:
+        linked.unlink()
+    assert (answer.status_code, answer.json()["type"]) == (404, "ModelNotFoundException"), answer.text
+    models = requests.get(f"{server.management}/models", timeout=TIMEOUT_S).json()["models"]
+    assert models == [{"modelName": "densenet", "modelUrl": "densenet.mar"}]
+
+
+def test_the_inference_port_manages_no_models(server: Running) -> None:
+    for method, path in [
+        ("GET", "/models"),
+        ("POST", "/models?url=x.mar"),
+        ("DELETE", "/models/densenet"),
+        ("GET", "/metrics"),
+    ]:
+        assert requests.request(method, server.url + path, timeout=TIMEOUT_S).status_code in {404, 405}
 
 
 def test_metrics_are_in_prometheus_format(server: Running) -> None:

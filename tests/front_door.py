@@ -1,0 +1,135 @@
+"""The real nginx on a copy of ``config/nginx``, with hosts and address of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.lib.paths import CONFIG
+from tests.e2e.conftest import free_ports
+from tests.programs import program
+
+NOBODY = 10001
+"""The user as whom nginx runs where the tests are root's: it needs no rights."""
+TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class FrontDoor:
+    """A front door under test; ``folder`` holds its configuration, and what it wrote."""
+
+    port: int
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def predictions(self) -> str:
+        """The route of the contract."""
+        return f"{self.url}/predictions/densenet"
+
+    def log(self, **wanted: object) -> dict[str, Any]:
+        """The line of the access log that has these values; nginx writes it when the request has ended."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            for line in (self.folder / "access.log").read_text(encoding="utf-8").splitlines():
+                entry: dict[str, Any] = json.loads(line)
+                if wanted.items() <= entry.items():
+                    return entry
+            time.sleep(0.05)
+        raise AssertionError(f"no line with {wanted}")
+
+    def lost(self) -> str:
+        """The lines of the access log that don't say 200, and the error log's end, for a failing test."""
+        lines = (self.folder / "access.log").read_text(encoding="utf-8").splitlines()
+        return "\n".join([*(line for line in lines if '"status":200,' not in line), self.errors()[-2000:]])
+
+    def errors(self) -> str:
+        """What it wrote to its error log."""
+        return (self.folder / "error.log").read_text(encoding="utf-8", errors="replace")
+
+
+def hosts_conf(addresses: Sequence[str]) -> str:
+    """``hosts.conf`` with these hosts, in the form of the one in ``config/nginx``."""
+    line = (CONFIG / "nginx" / "hosts.conf").read_text(encoding="utf-8").splitlines()[-1]
+    assert "127.0.0.1:6000" in line
+    return "".join(f"{line.replace('127.0.0.1:6000', address)}\n" for address in addresses)
+
+
+def copy_configuration(folder: Path, hosts: Sequence[str], port: int, tls: bool, replace: Mapping[str, str]) -> Path:
+    """``config/nginx`` in ``folder``, hosts and address replaced as docs/front-door.md says; its nginx.conf."""
+    copy = folder / "nginx"
+    shutil.copytree(CONFIG / "nginx", copy)
+    (copy / "hosts.conf").write_text(hosts_conf(hosts), encoding="utf-8")
+    listen = (copy / ("listen-tls.conf" if tls else "listen.conf")).read_text(encoding="utf-8")
+    (copy / "listen.conf").write_text(listen.replace("listen 5000", f"listen 127.0.0.1:{port}"), encoding="utf-8")
+    text = (copy / "nginx.conf").read_text(encoding="utf-8")
+    for old, new in {" /tmp/": f" {folder}/", **replace}.items():
+        assert old in text, f"nginx.conf holds no {old!r}"
+        text = text.replace(old, new)
+    (copy / "nginx.conf").write_text(text, encoding="utf-8")
+    return copy / "nginx.conf"
+
+
+@contextmanager
+def front_door(*hosts: str, tls: Path | None = None, replace: Mapping[str, str] | None = None) -> Iterator[FrontDoor]:
+    """nginx before ``hosts`` (``address:port``), without rights, while the block runs.
+
+    Args:
+        hosts: TorchServe's inference addresses.
+        tls: folder with certificate.pem and key.pem; None: no TLS.
+        replace: text of nginx.conf to replace, for limits that a test can't wait for.
+    """
+    nginx = program("nginx", package="nginx-light")
+    port = free_ports()
+    user: dict[str, Any] = {}
+    if os.getuid() == 0:
+        user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    # not pytest's temporary folder, which its owner alone may enter
+    with tempfile.TemporaryDirectory(prefix="front-door-") as temporary:
+        folder = Path(temporary)
+        configuration = copy_configuration(folder, hosts, port, tls is not None, replace or {})
+        if tls:
+            shutil.copytree(tls, folder / "nginx" / "tls")
+        for name in ("access.log", "error.log"):
+            (folder / name).touch()
+        if user:
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, NOBODY, NOBODY)
+        with (folder / "access.log").open("ab") as out, (folder / "error.log").open("ab") as err:
+            command = [nginx, "-c", str(configuration), "-g", "daemon off;"]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, **user)
+        door = FrontDoor(port, folder, process)
+        try:
+            _wait(door)
+            yield door
+        finally:
+            process.terminate()
+            process.wait(timeout=TIMEOUT_S)
+
+
+def _wait(door: FrontDoor) -> None:
+    """Wait until it listens."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", door.port), timeout=1).close()
+            return
+        except OSError:
+            assert door.process.poll() is None, door.errors()
+            assert time.monotonic() < deadline, door.errors()
+            time.sleep(0.05)
