@@ -23,6 +23,7 @@ from handler.card import Architecture, ModelCard
 from handler.densenet_handler import DenseNetHandler
 from handler.network import build_network
 from scripts.lib.model_folder import ModelFolder, write_model_folder
+from scripts.lib.server import METRICS_CONFIG
 
 TINY = Architecture("compact", growth_rate=8, block_config=(2, 2), num_init_features=16)
 LABELS = ["Samoyed", "tabby", "crane", "crane", "Bächli", "maillot", "ice cream"]  # two cranes, as in ImageNet
@@ -83,11 +84,11 @@ def write_tiny_model(path: Path, card: ModelCard | None = None, state: Mapping[s
     return write_model_folder(path, state or tiny_state(card), card, LABELS)
 
 
-def metrics() -> Any:
+def torchserve_metrics(config: Path = METRICS_CONFIG) -> Any:
     """TorchServe's own metrics, set up as its worker does."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)  # of TorchServe's
-        cache = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
+        cache = MetricsCacheYamlImpl(str(config))
     cache.initialize_cache()
     cache.model_name = "densenet"
     return cache
@@ -95,8 +96,8 @@ def metrics() -> Any:
 
 def make_context(folder: Path, config: Mapping[str, Any] | None, gpu: int | None = None) -> Any:
     """The context of a worker that serves the model in ``folder``."""
-    manifest = {"model": {"serializedFile": "weights.safetensors"}}
-    return Context("densenet", str(folder), manifest, 8, gpu, ts.__version__, True, metrics(), config)
+    manifest = {"model": {"serializedFile": "weights.safetensors", "modelVersion": "1.0"}}
+    return Context("densenet", str(folder), manifest, 8, gpu, ts.__version__, True, torchserve_metrics(), config)
 
 
 def config_of(model: ModelFolder, **changes: Any) -> dict[str, Any]:

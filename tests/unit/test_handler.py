@@ -35,11 +35,11 @@ from tests.unit.conftest import (
     Answer,
     Request,
     config_of,
-    metrics,
     serve,
     start,
     tiny_card,
     tiny_state,
+    torchserve_metrics,
     write_tiny_model,
 )
 
@@ -506,6 +506,7 @@ def worker(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         path.write_bytes(content)
     model = {
         "serializedFile": "weights.safetensors",
+        "modelVersion": "1.0",
         "handler": "densenet_handler.py",
         "configFile": "model-config.yaml",
     }
@@ -517,7 +518,7 @@ def worker(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(tmp_path)
     try:
         service = TsModelLoader().load(
-            "densenet", str(tmp_path), "densenet_handler.py", None, 8, None, True, metrics_cache=metrics()
+            "densenet", str(tmp_path), "densenet_handler.py", None, 8, None, True, metrics_cache=torchserve_metrics()
         )
         service.set_cl_socket(None)
         yield service
