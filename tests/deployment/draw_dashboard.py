@@ -18,6 +18,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import requests
+from PIL import Image
 
 from tests.e2e.conftest import free_ports, serving
 from tests.golden import GOLDEN
@@ -46,7 +47,7 @@ def draw(prometheus: Prometheus, path: Path, seconds: float, rate_interval: str 
     for axes, panel in zip(top.subplots(1, len(numbers)), numbers):
         _number(axes, panel, prometheus)
     cells = grid.subplots(rows, columns).flat
-    for axes, panel in zip(cells, charts):
+    for panel, axes in zip(charts, cells):
         if panel.kind == "bargauge":
             _bars(axes, panel, prometheus)
         else:
@@ -56,6 +57,9 @@ def draw(prometheus: Prometheus, path: Path, seconds: float, rate_interval: str 
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": ""})
     plt.close(figure)
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(128)  # a third of the bytes
+    small.save(path, optimize=True)
 
 
 def _name(legend: str, labels: dict[str, str]) -> str:
@@ -99,7 +103,7 @@ def _lines(axes: Axes, panel: Panel, prometheus: Prometheus, start: float, end: 
             values = [v for _, v in series.points]
             axes.plot(times, values, label=name or None, color=NAMED.get(name) or next(colours), linewidth=1.6)
     axes.set_title(panel.title, fontsize=10, loc="left")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
     axes.set_xlim((start - end) / 60, 0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f} min" if x else "now"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _text(y, panel.unit)))
