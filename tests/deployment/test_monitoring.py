@@ -39,6 +39,8 @@ RULES = [rule for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["g
 ALERT_TESTS = Path(__file__).with_name("alerts.test.yml")
 QUEUE = 100
 """jobQueueSize of config/model-config.yaml."""
+WARM_UP = 2 * 10
+"""serve.py's own pictures."""
 NO_SERIES = {
     "GPUUtilization": "only where there is a GPU",
     "GPUMemoryUtilization": "only where there is a GPU",
@@ -137,7 +139,6 @@ def prometheus(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(scope="module")
 def answers(server: Running, prometheus: Prometheus) -> Counter[int]:
     """The statuses that a mixed load got: good pictures, broken ones, and more at once than the queue holds."""
-    before = prometheus.value("sum(densenet_predictions_total)")
     good = [golden.path.read_bytes() for golden in PACKAGED]
 
     def send(picture: bytes) -> int:
@@ -154,25 +155,24 @@ def answers(server: Running, prometheus: Prometheus) -> Counter[int]:
         statuses.update(pool.map(send, mixed[len(mixed) // 2 :]))
     assert statuses[400] == 20
     assert statuses[503] > 0
-    wait_until(lambda: prometheus.value("sum(densenet_predictions_total)") - before >= statuses[200], 60)
+    wait_until(lambda: prometheus.value('densenet_requests_total{code="400"}') == statuses[400], 120)
+    wait_until(lambda: prometheus.value("densenet_predictions_total") >= statuses[200] + WARM_UP, 120)
     return statuses
 
 
 def test_prometheus_counts_what_was_answered(answers: Counter[int], server: Running, prometheus: Prometheus) -> None:
-    warm_up = 10 * 2  # serve.py's own pictures
-
     def value(expression: str) -> int:
         return round(prometheus.value(expression))
 
-    assert value('densenet_requests_total{outcome="answered"}') == answers[200] + warm_up
+    assert value('densenet_requests_total{outcome="answered"}') == answers[200] + WARM_UP
     assert value('densenet_requests_total{code="400", outcome="InvalidImage"}') == 20
-    assert value("densenet_predictions_total") == answers[200] + warm_up
-    assert value("densenet_top_uncertainty_count") == answers[200] + warm_up
-    assert value("ts_inference_requests_total") == answers.total() + warm_up
+    assert value("densenet_predictions_total") == answers[200] + WARM_UP
+    assert value("densenet_top_uncertainty_count") == answers[200] + WARM_UP
+    assert value("ts_inference_requests_total") == answers.total() + WARM_UP
     assert value("Requests5XX") == answers[503]
     assert value("Requests4XX") == 20
-    assert value('densenet_stage_seconds_count{stage="decode"}') == answers[200] + answers[400] + warm_up
-    assert value('densenet_stage_seconds_count{stage="inference"}') == answers[200] + warm_up
+    assert value('densenet_stage_seconds_count{stage="decode"}') == answers[200] + answers[400] + WARM_UP
+    assert value('densenet_stage_seconds_count{stage="inference"}') == answers[200] + WARM_UP
     assert value('densenet_stage_seconds_count{stage="total"}') == answers[200] + answers[400]
     whole = prometheus.value('densenet_stage_seconds_sum{stage="total"}')
     parts = [prometheus.value(f'densenet_stage_seconds_sum{{stage="{s}"}}') for s in ("queue", "decode", "inference")]
