@@ -26,11 +26,12 @@ from handler.card import CardError, ModelCard, check_labels
 from handler.deferred import deferred
 from handler.errors import NotSupported, RequestError
 from handler.hold import requested_hold, wait_for_release
+from handler.metrics import FAILED, WorkerMetrics, seconds_since_start, worker_number
 from handler.payload import Payload, header, parse
 from handler.preprocessing import Preprocessing
 from handler.responses import Response, describe_response, error_response, prediction_response
 from handler.runtimes import load_runtime
-from handler.topk import top_predictions
+from handler.topk import Prediction, top_predictions
 
 with deferred():
     from ts.torch_handler.image_classifier import ImageClassifier
@@ -43,9 +44,9 @@ WARM_UP_RUNS = 3
 class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has no type hints
     """Serves a DenseNet: the best label of each picture.
 
-    ``handle``, ``inference``, metrics and the profiler are TorchServe's. What differs: the model
-    card says what is loaded and how pictures are prepared, and every request of a batch gets its
-    own status, so that a broken picture harms nobody else.
+    The frame of ``handle`` and the profiler are TorchServe's. What differs: the model card says what
+    is loaded and how pictures are prepared, every request of a batch gets its own status, so that a
+    broken picture harms nobody else, and metrics tell what became of it (``handler.metrics``).
     """
 
     topk = 1
@@ -58,11 +59,13 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         """
         properties = context.system_properties
         model_dir = Path(properties["model_dir"])
+        self.context = context
+        self.manifest = context.manifest
+        self.metrics = WorkerMetrics(context.metrics, context.manifest["model"]["modelVersion"], worker_number())
+        self.metrics.started()
         config = context.model_yaml_config or {}
         if "handler" not in config:
             raise CardError("model-config.yaml has no section 'handler:', the model card; build the archive anew")
-        self.context = context
-        self.manifest = context.manifest
         self.card = ModelCard.from_dict(config["handler"])
         self.max_pixels = _limit(config, "max_image_pixels")
         self.max_instances = _limit(config, "max_instances")
@@ -79,11 +82,13 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         self.preprocessing = Preprocessing.of(self.card)
         self.image_processing = partial(self.preprocessing.read, max_pixels=self.max_pixels)
         self._payloads: list[Payload | RequestError | None] = []  # None: a request for the card
+        self._held = False
         threads = self.card.threads_per_worker
         self._decoders = ThreadPoolExecutor(threads) if threads > 1 else None
         self._warm_up()
         gc.freeze()  # what was loaded stays: no collection looks at it again
         self.initialized = True
+        self.metrics.ready()
         logger.info(
             "%s is ready: %d classes, %s %s on %s",
             *(self.card.name, self.card.num_classes, self.runtime.name, self.runtime.precision, self.device),
@@ -92,6 +97,22 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
     def describe_handle(self) -> dict[str, Any]:
         """The model card, for ``GET /models/densenet?customized=true`` of the management API."""
         return self.card.to_dict()
+
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
+        """TorchServe's, with the time since the front door and failures reported."""
+        headers = context.get_all_request_header(0)
+        queued = seconds_since_start(headers, time.time())
+        try:
+            answers: list[str] = super().handle(data, context)
+        except Exception as error:
+            # TorchServe answers the whole batch so (ts.service)
+            self.metrics.count_answer(507 if isinstance(error, MemoryError) else 503, FAILED, len(data))
+            raise
+        total = seconds_since_start(headers, time.time())
+        if queued is not None and total is not None:
+            self.metrics.observe_stage("queue", queued)
+            self.metrics.observe_stage("total", total)
+        return answers
 
     def preprocess(self, data: list[dict[str, Any]]) -> npt.NDArray[np.uint8]:
         """Parse and decode a batch of requests; what is wrong with one is kept for its answer.
@@ -103,13 +124,15 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
             (P, crop, crop, 3), the pictures of all requests that can be served, in order.
         """
         hold = requested_hold(self._headers(0)) if len(data) == 1 else None
+        self._held = hold is not None
         if hold:
             wait_for_release(hold)
-        each = (self._decoders.map if self._decoders else map)(self._read, data, range(len(data)))
         self._payloads, arrays = [], []
-        for payload, pictures in each:
-            self._payloads.append(payload)
-            arrays += pictures
+        with self.metrics.stage("decode"):
+            each = (self._decoders.map if self._decoders else map)(self._read, data, range(len(data)))
+            for payload, pictures in each:
+                self._payloads.append(payload)
+                arrays += pictures
         size = self.card.crop
         return np.stack(arrays) if arrays else np.empty((0, size, size, 3), dtype=np.uint8)  # (P, crop, crop, 3)
 
@@ -117,7 +140,8 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         """Logits (P, classes) of a batch (P, crop, crop, 3); P may be 0."""
         if not len(data):
             return np.empty((0, self.card.num_classes), dtype=np.float32)
-        return self.runtime.logits(data)  # (P, classes)
+        with self.metrics.stage("inference"):
+            return self.runtime.logits(data)  # (P, classes)
 
     def postprocess(self, data: npt.NDArray[np.float32]) -> list[str]:
         """One answer a request, with its own status and content type.
@@ -126,6 +150,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
             data: (P, classes) logits of the pictures that ``preprocess`` returned.
         """
         answers = []
+        served: list[list[Prediction]] = []
         start = 0
         for index, payload in enumerate(self._payloads):
             if isinstance(payload, RequestError):
@@ -136,9 +161,11 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
                 logits = data[start : start + len(payload.pictures)]  # (pictures, classes)
                 start += len(payload.pictures)
                 predictions = top_predictions(logits, self.labels, payload.topk or self.topk, self.card.temperature)
+                served += predictions
                 accept = header(self._headers(index), "accept")
                 response = prediction_response(predictions, accept, payload.topk is not None, payload.instances)
             answers.append(self._answer(index, response))
+        self.metrics.observe_predictions(served)
         return answers
 
     def _is_explain(self) -> bool:
@@ -183,6 +210,8 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
     def _answer(self, index: int, response: Response) -> str:
         self.context.set_response_status(response.status, response.phrase, index)
         self.context.set_response_content_type(index, response.content_type)
+        if not self._held:  # scale.py's own
+            self.metrics.count_answer(response.status, response.outcome)
         return response.body
 
     def _warm_up(self) -> None:
@@ -196,7 +225,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         Image.new("RGB", (self.card.resize, self.card.resize), "grey").save(buffer, "JPEG")
         for _ in range(WARM_UP_RUNS):
             array = self.image_processing(buffer.getvalue())
-            logits = self.inference(array[None])
+            logits = self.runtime.logits(array[None])
             if not np.isfinite(logits).all():
                 raise CardError("the network answers a blank picture with infinite or undefined logits; retrain it")
             top_predictions(logits, self.labels, self.topk)

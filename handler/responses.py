@@ -12,16 +12,19 @@ from handler.topk import Prediction
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
+ANSWERED = "answered"
+"""The outcome of a request that was served; else it is the type of the error."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """Status, content type and body of one answer."""
+    """Status, content type and body of one answer, and its outcome for the metrics."""
 
     status: int
     phrase: str
     content_type: str
     body: str
+    outcome: str = ANSWERED
 
 
 def prefers_text(accept: str) -> bool:
@@ -71,7 +74,7 @@ def prediction_response(
 
 def error_response(error: RequestError) -> Response:
     """The answer to a request that can't be served: TorchServe's error form."""
-    return Response(error.status, error.phrase, JSON, _json(error.to_dict()))
+    return Response(error.status, error.phrase, JSON, _json(error.to_dict()), error.type)
 
 
 def describe_response(card: Mapping[str, Any]) -> Response:

@@ -35,6 +35,7 @@ from scripts.lib.paths import CONFIG, MODEL_NAME, RUN
 
 LOOPBACK = "127.0.0.1"
 LOG_CONFIG = CONFIG / "log4j2.xml"
+METRICS_CONFIG = CONFIG / "metrics.yaml"
 ARCHIVE = f"{MODEL_NAME}.mar"
 """What ``build_archive.py`` writes."""
 WORKERS_PER_THREAD = 8
@@ -162,6 +163,7 @@ def server_properties(
         "number_of_netty_threads": str(network_threads(workers)),
         "netty_client_threads": str(network_threads(workers)),
         "disable_token_authorization": "false" if token else "true",
+        "metrics_config": METRICS_CONFIG.as_posix(),
     }
 
 

@@ -6,7 +6,6 @@ out: its provisioning files and its dashboard's queries are checked against this
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from scripts.lib.paths import ROOT
 from tests.deployment.images import Engine
 from tests.e2e.conftest import free_ports
 from tests.golden import CHELSEA
+from tests.prometheus import panels
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -163,31 +163,10 @@ def test_prometheus_scrapes_the_server(up: Up) -> None:
 
 
 def test_every_query_of_the_dashboard_is_answered(up: Up) -> None:
-    queries = dashboard_queries()
+    queries = [query for panel in panels() for query, _ in panel.queries]
     assert len(queries) >= 5
     for query in queries:
         up.query(query)
-
-
-def dashboard_queries() -> list[str]:
-    """The expressions of every panel, with Grafana's variables as Prometheus takes them."""
-    found: list[str] = []
-    for path in sorted((ROOT / "config" / "grafana" / "dashboards").glob("*.json")):
-
-        def collect(node: object) -> None:
-            if isinstance(node, dict):
-                if isinstance(node.get("expr"), str):
-                    found.append(node["expr"])
-                for value in node.values():
-                    collect(value)
-            elif isinstance(node, list):
-                for value in node:
-                    collect(value)
-
-        collect(json.loads(path.read_text(encoding="utf-8")))
-    for name, value in {"$__rate_interval": "1m", "$__range": "5m", "$__interval": "1m"}.items():
-        found = [query.replace(name, value) for query in found]
-    return found
 
 
 def test_a_server_that_ends_is_started_again(up: Up) -> None:

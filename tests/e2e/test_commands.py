@@ -375,6 +375,7 @@ def test_the_archive_works_with_plain_torchserve(model_store: Path, tmp_path: Pa
     text = "".join(f"{key}={value}\n" for key, value in properties.items())
     config = tmp_path / "config.properties"
     config.write_text(re.sub(r"\b500([0-4])\b", lambda m: str(port + int(m[1])), text), encoding="utf-8")
+    (tmp_path / "config").symlink_to(CONFIG)  # metrics_config is relative to the checkout
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = {**os.environ, "JAVA_HOME": str(java_home()), "TEMP": str(temporary), "TMPDIR": str(temporary)}
@@ -396,6 +397,8 @@ def test_the_archive_works_with_plain_torchserve(model_store: Path, tmp_path: Pa
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text(errors="replace")[-2000:]
             time.sleep(0.2)
         assert requests.put(running.predictions, data=PICTURE, timeout=60).json()["label"]
+        metrics = requests.get(f"http://127.0.0.1:{port + 2}/metrics", timeout=60).text
+        assert 'densenet_stage_seconds_count{model_version="1.0",stage="inference"' in metrics
     finally:
         subprocess.run(["torchserve", "--stop", "--foreground"], cwd=tmp_path, env=environment, check=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ with warnings.catch_warnings():
     from ts.context import Context, RequestProcessor
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
+import handler.metrics
 from handler.card import Architecture, ModelCard
 from handler.densenet_handler import DenseNetHandler
 from handler.network import build_network
 from scripts.lib.model_folder import ModelFolder, write_model_folder
+from scripts.lib.server import METRICS_CONFIG
 
 TINY = Architecture("compact", growth_rate=8, block_config=(2, 2), num_init_features=16)
 LABELS = ["Samoyed", "tabby", "crane", "crane", "Bächli", "maillot", "ice cream"]  # two cranes, as in ImageNet
@@ -83,11 +85,11 @@ def write_tiny_model(path: Path, card: ModelCard | None = None, state: Mapping[s
     return write_model_folder(path, state or tiny_state(card), card, LABELS)
 
 
-def metrics() -> Any:
+def torchserve_metrics(config: Path = METRICS_CONFIG) -> Any:
     """TorchServe's own metrics, set up as its worker does."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)  # of TorchServe's
-        cache = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
+        cache = MetricsCacheYamlImpl(str(config))
     cache.initialize_cache()
     cache.model_name = "densenet"
     return cache
@@ -95,8 +97,8 @@ def metrics() -> Any:
 
 def make_context(folder: Path, config: Mapping[str, Any] | None, gpu: int | None = None) -> Any:
     """The context of a worker that serves the model in ``folder``."""
-    manifest = {"model": {"serializedFile": "weights.safetensors"}}
-    return Context("densenet", str(folder), manifest, 8, gpu, ts.__version__, True, metrics(), config)
+    manifest = {"model": {"serializedFile": "weights.safetensors", "modelVersion": "1.0"}}
+    return Context("densenet", str(folder), manifest, 8, gpu, ts.__version__, True, torchserve_metrics(), config)
 
 
 def config_of(model: ModelFolder, **changes: Any) -> dict[str, Any]:
@@ -106,24 +108,32 @@ def config_of(model: ModelFolder, **changes: Any) -> dict[str, Any]:
 
 def start(folder: Path, config: Mapping[str, Any] | None, gpu: int | None = None) -> DenseNetHandler:
     """A handler that has been initialised as a worker does it."""
-    handler = DenseNetHandler()
-    handler.initialize(make_context(folder, config, gpu))
-    return handler
+    loaded = DenseNetHandler()
+    loaded.initialize(make_context(folder, config, gpu))
+    return loaded
 
 
-def serve(handler: DenseNetHandler, requests: Sequence[Request]) -> list[Answer]:
+def serve(loaded: DenseNetHandler, requests: Sequence[Request]) -> list[Answer]:
     """The answers of one batch, as TorchServe would send them."""
-    context = handler.context
+    context = loaded.context
     context.request_ids = {index: f"request-{index}" for index in range(len(requests))}
     context.request_processor = [RequestProcessor(dict(request.headers)) for request in requests]
     context.metrics.request_ids = context.request_ids
-    bodies = handler.handle([dict(request.row) for request in requests], context)
+    bodies = loaded.handle([dict(request.row) for request in requests], context)
     assert len(bodies) == len(requests)
     answers = []
     for index, body in enumerate(bodies):
         status, phrase = context.get_response_status(index)
         answers.append(Answer(status, phrase, context.get_response_content_type(index), body))
     return answers
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_metrics() -> Iterator[None]:
+    """What is counted is reported when a test says so, not in between by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handler.metrics, "REPORT_SECONDS", 1e6)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from scripts.lib.console import CommandError
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.packed import MODEL_CONFIG
 from scripts.lib.paths import BUNDLED, CONFIG
-from scripts.lib.server import read_properties, server_properties
+from scripts.lib.server import METRICS_CONFIG, read_properties, server_properties
 
 PROPERTIES = CONFIG / "config.properties"
 
@@ -45,6 +45,24 @@ def test_the_known_keys_of_the_model_config_are_torchserves() -> None:
     code = java_class("org/pytorch/serve/archive/model/ModelConfig.class")
     assert [key for key in sorted(KNOWN_KEYS) if not is_constant(key, code)] == []
     assert not is_constant("batchsize", code)
+
+
+def test_torchserve_knows_every_key_and_frontend_metric_of_metrics_yaml() -> None:
+    config = yaml.safe_load(METRICS_CONFIG.read_text(encoding="utf-8"))
+    assert set(config) == {"ts_metrics", "model_metrics"}
+    spec = java_class("org/pytorch/serve/metrics/configuration/MetricSpecification.class")
+    for kinds in config.values():
+        assert set(kinds) <= {"counter", "gauge", "histogram"}
+        for metric in (metric for metrics in kinds.values() for metric in metrics):
+            assert set(metric) == {"name", "unit", "dimensions"}
+            assert all(is_constant(key, spec) for key in metric)
+    defaults = importlib.util.find_spec("ts")
+    assert defaults is not None and defaults.origin is not None
+    theirs = yaml.safe_load((Path(defaults.origin).parent / "configs" / "metrics.yaml").read_text(encoding="utf-8"))
+    for kind, metrics in config["ts_metrics"].items():
+        known = {metric["name"]: metric for metric in theirs["ts_metrics"][kind]}
+        assert all(known[metric["name"]] == metric for metric in metrics if metric["name"] in known)
+        assert {metric["name"] for metric in metrics} <= set(known)
 
 
 @pytest.mark.parametrize("name", ["config.properties", MODEL_CONFIG])
@@ -82,6 +100,7 @@ def test_flags_of_serve_replace_settings() -> None:
     assert (properties["grpc_inference_port"], properties["grpc_management_port"]) == ("6003", "6004")
     assert properties["default_workers_per_model"] == "3"
     assert properties["disable_token_authorization"] == "false"
+    assert Path(properties["metrics_config"]) == METRICS_CONFIG
     assert properties["max_request_size"] == read_properties(PROPERTIES)["max_request_size"]
 
 

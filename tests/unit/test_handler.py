@@ -35,11 +35,11 @@ from tests.unit.conftest import (
     Answer,
     Request,
     config_of,
-    metrics,
     serve,
     start,
     tiny_card,
     tiny_state,
+    torchserve_metrics,
     write_tiny_model,
 )
 
@@ -349,12 +349,6 @@ def test_gpu_of_the_worker_is_left_alone_without_cuda(tiny_model: ModelFolder, m
     assert start(tiny_model.path, config_of(tiny_model), gpu=0).device == torch.device("cpu")
 
 
-def test_time_spent_is_reported(tiny_handler: DenseNetHandler, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        serve(tiny_handler, [send(jpeg())])
-    assert re.search(r"\[METRICS\]HandlerTime\.(ms|Milliseconds):[0-9.]+\|#ModelName:densenet,", caplog.text)
-
-
 @pytest.mark.parametrize("config", [None, {}, {"limits": LIMITS}])
 def test_archive_without_a_card_does_not_start(tiny_model: ModelFolder, config: Any) -> None:
     message = "model-config.yaml has no section 'handler:', the model card; build the archive anew"
@@ -506,6 +500,7 @@ def worker(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         path.write_bytes(content)
     model = {
         "serializedFile": "weights.safetensors",
+        "modelVersion": "1.0",
         "handler": "densenet_handler.py",
         "configFile": "model-config.yaml",
     }
@@ -517,7 +512,7 @@ def worker(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(tmp_path)
     try:
         service = TsModelLoader().load(
-            "densenet", str(tmp_path), "densenet_handler.py", None, 8, None, True, metrics_cache=metrics()
+            "densenet", str(tmp_path), "densenet_handler.py", None, 8, None, True, metrics_cache=torchserve_metrics()
         )
         service.set_cl_socket(None)
         yield service

@@ -108,7 +108,7 @@ def test_labels_are_sent_as_they_are_written() -> None:
 )
 def test_error_has_torchserves_form(error: type[errors.RequestError], status: int, phrase: str) -> None:
     body = f'{{"code": {status}, "type": "{error.__name__}", "message": "1 × 2 „ü“"}}\n'
-    assert error_response(error("1 × 2 „ü“")) == Response(status, phrase, "application/json", body)
+    assert error_response(error("1 × 2 „ü“")) == Response(status, phrase, "application/json", body, error.__name__)
 
 
 def test_card_is_answered_as_json() -> None:

@@ -1,0 +1,148 @@
+"""A real Prometheus that scrapes a server under test, and the queries of the dashboard."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+from scripts.lib.paths import CONFIG
+from tests.programs import program
+
+PROMETHEUS_CONFIG = CONFIG / "prometheus" / "prometheus.yml"
+ALERTS = CONFIG / "prometheus" / "alerts.yml"
+DASHBOARD = CONFIG / "grafana" / "dashboards" / "densenet.json"
+TIMEOUT_S = 30
+SCRAPE_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series of an answer: its labels and its (time, value) pairs, one for an instant query."""
+
+    labels: dict[str, str]
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A Prometheus under test."""
+
+    url: str
+
+    def query(self, expression: str) -> list[Series]:
+        """The value of an expression now."""
+        result = self._get("query", query=expression)["result"]
+        return [Series(s["metric"], [(float(s["value"][0]), float(s["value"][1]))]) for s in result]
+
+    def query_range(self, expression: str, start: float, end: float, step: float) -> list[Series]:
+        """The values of an expression from ``start`` to ``end`` (seconds since 1970), every ``step`` seconds."""
+        result = self._get("query_range", query=expression, start=start, end=end, step=step)["result"]
+        return [Series(s["metric"], [(float(t), float(v)) for t, v in s["values"]]) for s in result]
+
+    def value(self, expression: str) -> float:
+        """The sum over the series of an expression now; 0 if there is none."""
+        return sum(series.points[0][1] for series in self.query(expression))
+
+    def firing(self) -> set[str]:
+        """The names of the alerts that fire."""
+        alerts = self._get("alerts")["alerts"]
+        return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+
+    def _get(self, path: str, **params: str | float) -> Any:
+        answer = requests.get(f"{self.url}/api/v1/{path}", params=params, timeout=TIMEOUT_S).json()
+        assert answer["status"] == "success", (params, answer)
+        return answer["data"]
+
+
+@contextmanager
+def scraping(metrics_port: int, port: int, folder: Path) -> Iterator[Prometheus]:
+    """A Prometheus with the project's configuration and alerts, which scrapes ``metrics_port`` of this machine.
+
+    It scrapes more often, and alerts wait for 2 s instead of minutes, so that a test needn't.
+
+    Args:
+        metrics_port: of the server.
+        port: for Prometheus.
+        folder: for its data.
+    """
+    config = yaml.safe_load(PROMETHEUS_CONFIG.read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": "2s"}
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{metrics_port}"]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    alerts = re.sub(r"for: \w+", "for: 2s", ALERTS.read_text(encoding="utf-8"))
+    (folder / "alerts.yml").write_text(alerts, encoding="utf-8")
+    command = [
+        program("prometheus", package="prometheus"),
+        *(f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"),
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            prometheus = Prometheus(f"http://127.0.0.1:{port}")
+            wait_until(lambda: _up(prometheus), 60)
+            yield prometheus
+        finally:
+            process.terminate()
+
+
+def _up(prometheus: Prometheus) -> bool:
+    try:
+        return prometheus.value('up{job="densenet"}') == 1
+    except requests.RequestException:
+        return False
+
+
+def wait_until(condition: Any, timeout: float) -> None:
+    """Poll until ``condition()`` is true, at most ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout:.0f} s"
+        time.sleep(0.5)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel of the dashboard with its queries, as Grafana sends them: expression and legend."""
+
+    title: str
+    kind: str
+    unit: str
+    queries: list[tuple[str, str]]
+
+
+def panels(rate_interval: str = "1m", instance: str = ".*") -> list[Panel]:
+    """The dashboard's panels, its variables filled in."""
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    variables = {"$__rate_interval": rate_interval, "$instance": instance}
+
+    def filled(expression: str) -> str:
+        for name, value in variables.items():
+            expression = expression.replace(name, value)
+        assert "$" not in expression, expression
+        return expression
+
+    return [
+        Panel(
+            panel["title"],
+            panel["type"],
+            panel["fieldConfig"]["defaults"].get("unit", ""),
+            [(filled(target["expr"]), target["legendFormat"]) for target in panel["targets"]],
+        )
+        for panel in dashboard["panels"]
+        if panel["type"] != "row"
+    ]
+
+
+def selectors(expression: str) -> list[str]:
+    """The series that an expression reads: ``['up{job="densenet"}']``."""
+    return re.findall(r"[a-zA-Z_:][\w:]*\{[^}]*\}", expression)
