@@ -80,13 +80,16 @@ class Management:
         ]
         return ModelStatus(str(model["modelVersion"]), workers, int(model["minWorkers"]), int(model["maxWorkers"]))
 
-    def card(self) -> dict[str, Any]:
-        """The model card, as the handler in a worker returns it.
+    def card(self, timeout: float = 60) -> dict[str, Any]:
+        """The model card, as the handler in a worker returns it: the question waits behind the requests in the queue.
+
+        Args:
+            timeout: seconds.
 
         Raises:
             NotRunning, CommandError: as for :meth:`status`, or the answer holds no card.
         """
-        (model,) = self._call("GET", f"/models/{MODEL_NAME}", timeout=60, customized="true")
+        (model,) = self._call("GET", f"/models/{MODEL_NAME}", timeout=timeout, customized="true")
         card = model.get("customizedMetadata")
         if not isinstance(card, dict):
             raise CommandError(f"the server at {self.url} describes its model without a card; is it of this project?")
