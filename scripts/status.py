@@ -20,7 +20,6 @@ from scripts.lib.console import CommandError, say
 from scripts.lib.environment import run
 from scripts.lib.options import add_management_options
 
-
 CARD_TIMEOUT_S = 2
 """A worker tells the card when its turn comes; whether workers are READY doesn't depend on it."""
 
