@@ -30,6 +30,7 @@ from tests.deployment.manifests import (
     reaches,
     render,
 )
+from tests.programs import program
 
 OVERLAYS = ["cpu", "gpu"]
 KSERVE = ["base", "scale-to-zero", "canary"]
@@ -220,6 +221,8 @@ def test_the_gpu_overlay_asks_for_a_gpu() -> None:
     assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     (metric,) = find(manifests, "HorizontalPodAutoscaler", "densenet")["spec"]["metrics"]
     assert metric["type"] == "Pods"
+    model = yaml.safe_load((CONFIG / "model-config.gpu.yaml").read_text(encoding="utf-8"))
+    assert int(metric["pods"]["target"]["averageValue"]) == model["batchSize"] // 2
 
 
 def test_there_is_time_to_start_and_to_drain(overlay: list[Manifest]) -> None:
@@ -357,3 +360,21 @@ def test_the_adapter_makes_the_metric_that_the_autoscaler_asks_for() -> None:
     (metric,) = find(manifests, "HorizontalPodAutoscaler", "densenet")["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
     assert set(rule["resources"]["overrides"]) == {"namespace", "pod"}
+
+
+def test_the_clusters_prometheus_gets_the_job_that_alerts_and_dashboard_ask_about() -> None:
+    file = KUBERNETES / "prometheus.yml"
+    promtool = program("promtool", package="prometheus")
+    done = subprocess.run([promtool, "check", "config", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (job,) = yaml.safe_load(file.read_text(encoding="utf-8"))["scrape_configs"]
+    (elsewhere,) = yaml.safe_load((CONFIG / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))[
+        "scrape_configs"
+    ]
+    assert (job["job_name"], elsewhere["job_name"]) == ("densenet", "densenet")
+    targets = {rule.get("target_label") for rule in job["relabel_configs"]}
+    assert {"namespace", "pod", "instance"} <= targets, "the adapter's rule asks for the first two"
+    (keep,) = (rule for rule in job["relabel_configs"] if rule.get("action") == "keep")
+    (container,) = pod_spec(render(KUBERNETES / "overlays" / "cpu"), "densenet")["containers"]
+    assert keep["regex"] == "server;metrics"
+    assert "metrics" in {port["name"] for port in container["ports"]}

@@ -85,12 +85,12 @@ def test_the_probes_pass_only_while_a_worker_is_ready(cpu: list[Manifest], serve
 
     assert all(passes(probe) for probe in probes)
     model = f"{server.management}/models/densenet"
-    requests.put(model, params={"min_worker": 0, "synchronous": "true"}, timeout=DEADLINE_S).raise_for_status()
+    requests.put(f"{model}?min_worker=0&synchronous=true", timeout=DEADLINE_S).raise_for_status()
     try:
         assert answers(f"{server.url}/ping"), "TorchServe calls itself healthy, workers or not"
         assert not any(passes(probe) for probe in probes)
     finally:
-        requests.put(model, params={"min_worker": 1, "synchronous": "true"}, timeout=DEADLINE_S).raise_for_status()
+        requests.put(f"{model}?min_worker=1&synchronous=true", timeout=DEADLINE_S).raise_for_status()
     poll(lambda: passes(probes[0]), "READY again")
 
 
