@@ -197,6 +197,19 @@ def test_the_front_door_believes_the_ingress_controller_alone(cpu: list[Manifest
 # ---- the autoscaler's metric ----------------------------------------------------------------------
 
 
+def discovered(component: str, port_name: str, phase: str, port: int) -> Manifest:
+    """A port of a pod as Prometheus discovers it in a cluster."""
+    meta = {
+        "namespace": "densenet",
+        "pod_name": "densenet-0",
+        "pod_label_app_kubernetes_io_component": component,
+        "pod_container_port_name": port_name,
+        "pod_phase": phase,
+    }
+    labels = {f"__meta_kubernetes_{name}": value for name, value in meta.items()}
+    return {"targets": [f"127.0.0.1:{port}"], "labels": labels}
+
+
 def test_the_autoscalers_metric_rises_with_the_load_and_falls_with_it(server: Running, tmp_path: Path) -> None:
     """The adapter's query, filled in as the adapter does, asked of a real Prometheus that scrapes the real server."""
     rules = yaml.safe_load((KUBERNETES / "components/queue-length/prometheus-adapter.yaml").read_text(encoding="utf-8"))
@@ -204,12 +217,16 @@ def test_the_autoscalers_metric_rises_with_the_load_and_falls_with_it(server: Ru
     series, selector = re.fullmatch(r"(\w+)\{(.*)\}", rule["seriesQuery"]).groups()  # type: ignore[union-attr]
     query = rule["metricsQuery"].replace("<<.Series>>", series).replace("<<.GroupBy>>", "pod")
     query = query.replace("<<.LabelMatchers>>", f'{selector},namespace="densenet",pod=~"densenet-0"')
-    target = {
-        "targets": [f"127.0.0.1:{server.port + 2}"],
-        "labels": {"namespace": "densenet", "pod": "densenet-0"},
-    }
-    jobs = [{"job_name": "pods", "scrape_interval": "1s", "static_configs": [target]}]
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": jobs}), encoding="utf-8")
+    (job,) = yaml.safe_load((KUBERNETES / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    del job["kubernetes_sd_configs"]  # Debian's Prometheus lacks it; what it would find:
+    job["static_configs"] = [
+        discovered("server", "metrics", "Running", server.port + 2),
+        discovered("server", "inference", "Running", server.port),
+        discovered("server", "metrics", "Succeeded", server.port + 1),
+        discovered("front-door", "http", "Running", server.port),
+    ]
+    job["scrape_interval"] = "1s"
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [job]}), encoding="utf-8")
     url = f"http://127.0.0.1:{free_ports()}"
     command = [
         *(program("prometheus", package="prometheus"), f"--config.file={tmp_path / 'prometheus.yml'}"),
@@ -225,11 +242,20 @@ def test_the_autoscalers_metric_rises_with_the_load_and_falls_with_it(server: Ru
         (result,) = results
         return float(result["value"][1])
 
+    def targets() -> list[Manifest]:
+        answer = requests.get(f"{url}/api/v1/targets", params={"state": "active"}, timeout=DEADLINE_S).json()
+        return list(answer["data"]["activeTargets"])
+
     def predict(_: int) -> None:
         requests.post(server.predictions, data=PICTURE, timeout=DEADLINE_S).raise_for_status()
 
     predict(0)  # the series exists from the first request on
     with running(*command, ready=lambda: answers(f"{url}/-/ready")):
+        poll(targets, "targets")
+        (target,) = targets()
+        assert target["scrapeUrl"].endswith(f":{server.port + 2}/metrics"), "the servers' metrics, and nothing else"
+        named = {"job": "densenet", "namespace": "densenet", "pod": "densenet-0", "instance": "densenet-0"}
+        assert target["labels"] == named
         poll(lambda: ask(f"count_over_time({series}[1m])", time.time()), "a first sample")
         until = time.monotonic() + 4
         with ThreadPoolExecutor(max_workers=8) as pool:
