@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
+import requests
 import yaml
 
 from scripts import serve
 from scripts.lib.paths import CONFIG, ROOT
 from scripts.lib.server import START_TIMEOUT, STOP_TIMEOUT, read_properties
+from tests.deployment.images import Engine
 from tests.deployment.manifests import (
     KUBERNETES,
     Manifest,
@@ -30,6 +33,8 @@ from tests.deployment.manifests import (
     reaches,
     render,
 )
+from tests.e2e.conftest import free_ports
+from tests.golden import CHELSEA
 
 OVERLAYS = ["cpu", "gpu"]
 KSERVE = ["base", "scale-to-zero", "canary"]
@@ -247,7 +252,7 @@ def test_the_way_in_takes_what_the_server_takes(overlay: list[Manifest]) -> None
 
 
 @pytest.fixture(scope="module")
-def image() -> dict[str, list[str]]:
+def dockerfile() -> dict[str, list[str]]:
     """The instructions of the Dockerfile's last stage: ``{"USER": ["10001:10001"], …}``."""
     text = re.sub(r"\\\n|^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     instructions: dict[str, list[str]] = {}
@@ -271,29 +276,76 @@ def servers() -> Iterator[tuple[str, Manifest, Manifest]]:
 
 
 @pytest.mark.parametrize(("pod", "container"), [pytest.param(p, c, id=name) for name, p, c in servers()])
-def test_a_container_fits_the_image(image: dict[str, list[str]], pod: Manifest, container: Manifest) -> None:
+def test_a_container_fits_the_dockerfile(dockerfile: dict[str, list[str]], pod: Manifest, container: Manifest) -> None:
     assert "command" not in container, "the image's entry point starts the server"
-    entry = json.loads(image["ENTRYPOINT"][0])
+    entry = json.loads(dockerfile["ENTRYPOINT"][0])
     assert entry[:2] == ["python3", "scripts/serve.py"]
     serve.build_parser().parse_args([*entry[2:], *container.get("args", [])])  # exits at a flag that serve.py lacks
 
     user = {**pod.get("securityContext", {}), **container["securityContext"]}
-    assert image["USER"] == [f"{user['runAsUser']}:{user['runAsGroup']}"]
-    exposed = {int(port) for port in shlex.split(image["EXPOSE"][0])}
+    assert dockerfile["USER"] == [f"{user['runAsUser']}:{user['runAsGroup']}"]
+    exposed = {int(port) for port in shlex.split(dockerfile["EXPOSE"][0])}
     assert {port["containerPort"] for port in container["ports"]} <= exposed
     assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]
-    environment = dict(pair.split("=", 1) for line in image["ENV"] for pair in shlex.split(line))
+    environment = dict(pair.split("=", 1) for line in dockerfile["ENV"] for pair in shlex.split(line))
     writable = [environment[key] for key in ("DENSENET_RUN", "DENSENET_MODEL_STORE", "DENSENET_CACHE", "HOME")]
     assert all(path == "/tmp" or path.startswith("/tmp/") for path in writable)
 
-    health = re.search(r"CMD (\[.*\])", image["HEALTHCHECK"][0])
+    health = re.search(r"CMD (\[.*\])", dockerfile["HEALTHCHECK"][0])
     assert health
     probes = {name: probe["exec"]["command"] for name, probe in container.items() if name.endswith("Probe")}
     assert {"readinessProbe", "livenessProbe"} <= probes.keys()
     for command in probes.values():
         assert command == json.loads(health[1]) == ["python3", "scripts/status.py"]
-        assert image["WORKDIR"] == ["/app"], "the probe's path is relative to it"
+        assert dockerfile["WORKDIR"] == ["/app"], "the probe's path is relative to it"
         assert (ROOT / command[1]).is_file()
+
+
+def test_the_pod_runs_as_it_stands(cpu: list[Manifest], engine: Engine, image: dict[str, Any]) -> None:
+    """The image that was built, with the manifest's arguments, user, limits and volumes as flags of podman."""
+    pod = pod_spec(cpu, "densenet")
+    (container,) = pod["containers"]
+    user, security, limits = pod["securityContext"], container["securityContext"], container["resources"]["limits"]
+    assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
+    sizes = {volume["name"]: volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"]}
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]} | {"management": MANAGEMENT}
+    first = free_ports()
+    published = {name: first + number for number, name in enumerate(ports)}
+    flags = (
+        *("--user", f"{user['runAsUser']}:{user['runAsGroup']}", "--read-only", "--cap-drop", "ALL"),
+        *("--security-opt", "no-new-privileges", "--cpus", limits["cpu"], "--memory", in_bytes(limits["memory"])),
+        *(
+            f"--tmpfs={mount['mountPath']}:size={in_bytes(sizes[mount['name']])},mode=0777"
+            for mount in container["volumeMounts"]
+        ),
+        *(f"--publish=127.0.0.1:{published[name]}:{port}" for name, port in ports.items()),
+    )
+    with engine.running(*container["args"], flags=flags) as running:
+
+        def probe(name: str) -> str:
+            done = running.execute(*container[name]["exec"]["command"])
+            return done.stdout if done.returncode == 0 else ""
+
+        startup = container["startupProbe"]
+        deadline = time.monotonic() + startup["periodSeconds"] * startup["failureThreshold"]
+        while not probe("startupProbe"):
+            assert time.monotonic() < deadline, running.logs()
+            time.sleep(0.5)
+        workers = limits["cpu"]
+        assert f"{workers} of {workers} workers READY" in probe("readinessProbe")
+        assert probe("livenessProbe")
+        url = f"http://127.0.0.1:{published['inference']}/predictions/densenet"
+        assert requests.post(url, data=CHELSEA.read_bytes(), timeout=60).status_code == 200
+        metrics = requests.get(f"http://127.0.0.1:{published['metrics']}/metrics", timeout=60)
+        assert "ts_queue_latency_microseconds" in metrics.text
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"http://127.0.0.1:{published['management']}/models", timeout=60)
+
+
+def in_bytes(quantity: str) -> str:
+    """A quantity as Kubernetes writes it, such as ``3Gi``, in bytes."""
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", quantity).groups()  # type: ignore[union-attr]
+    return str(int(number) * {"Mi": 2**20, "Gi": 2**30}[unit])
 
 
 # ---- closed --------------------------------------------------------------------------------------
