@@ -55,7 +55,7 @@ def cpu() -> list[Manifest]:
 
 @pytest.fixture(scope="module")
 def schema(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """KServe's schema, from its published package alone: with all that it needs it would be gigabytes."""
+    """KServe's schema, from its published package alone, without what it needs to run."""
     folder = tmp_path_factory.mktemp("kserve")
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-compile", "--target", str(folder)]
     done = subprocess.run([*pip, "--quiet", KSERVE_PACKAGE], capture_output=True, text=True, check=False)
@@ -299,6 +299,16 @@ def test_a_container_fits_the_dockerfile(dockerfile: dict[str, list[str]], pod: 
         assert command == json.loads(health[1]) == ["python3", "scripts/status.py"]
         assert dockerfile["WORKDIR"] == ["/app"], "the probe's path is relative to it"
         assert (ROOT / command[1]).is_file()
+
+
+def test_the_front_door_is_that_of_compose(cpu: list[Manifest]) -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]["front-door"]
+    pod = pod_spec(cpu, "front-door")
+    (container,) = pod["containers"]
+    assert (container["image"], container["command"]) == (compose["image"], compose["command"])
+    user = pod["securityContext"]
+    assert f"{user['runAsUser']}:{user['runAsGroup']}" == compose["user"]
+    assert any(mount["mountPath"] == "/etc/densenet" for mount in container["volumeMounts"])
 
 
 def test_the_pod_runs_as_it_stands(cpu: list[Manifest], engine: Engine, image: dict[str, Any]) -> None:
