@@ -94,6 +94,18 @@ def test_every_alert_has_its_section() -> None:
         assert "\n* " in section or "\n1. " in section, f"{name}: what to do then"
 
 
+def test_the_dashboard_has_the_panels_that_the_guide_reads() -> None:
+    dashboard = json.loads((CONFIG / "grafana" / "dashboards" / "densenet.json").read_text(encoding="utf-8"))
+    titles = {panel["title"] for panel in dashboard["panels"]}
+    section = OPERATIONS.split("## Read the dashboard")[1].split("\n## ")[0]
+    named = set(re.findall(r"\*\*([^*]+)\*\*|(?<!\*)\*([^*]+)\*(?!\*)|\"([^\"]+)\"", section))
+    assert len(named) >= 12
+    assert {name for names in named for name in names if name} <= titles
+    rows = [panel["title"] for panel in dashboard["panels"]]
+    first = rows[rows.index("Is it well?") + 1 : rows.index("Requests")]
+    assert re.findall(r"^\| \*\*([^*]+)\*\* \|", section, re.MULTILINE)[: len(first)] == first
+
+
 def test_every_link_inside_the_guide_leads_to_a_heading() -> None:
     for document in DOCUMENTS:
         for target, anchor in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", (ROOT / "docs" / document).read_text("utf-8")):
