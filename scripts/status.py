@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     card = None
     if status.ready:
         with suppress(CommandError):  # busy: the queue is full, or longer than we wait
-            card = management.card(CARD_TIMEOUT_S)
+            card = management.card(timeout=CARD_TIMEOUT_S)
     if args.json:
         say(json.dumps({**asdict(status), "ready": status.ready, "card": card}))
         return 0 if status.ready else 1
