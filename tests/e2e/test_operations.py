@@ -16,19 +16,18 @@ import yaml
 from scripts.lib.paths import CONFIG, ROOT
 from tests.deployment.manifests import find, kubectl, pod_spec, render
 from tests.e2e import test_readme
-from tests.e2e.test_readme import Step, pattern, steps
+from tests.e2e.test_readme import BLOCK, NUMBER, Step, pattern, steps
 from tests.golden import DOG
 
 DOCUMENTS = ["operations.md", "kubernetes.md"]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-_BLOCK = test_readme._BLOCK
 shell = test_readme.shell
 
 
 def blocks(document: str) -> list[tuple[str | None, list[Step]]]:
     """The command blocks of a document, each with the reason why it isn't run."""
     text = (ROOT / "docs" / document).read_text(encoding="utf-8")
-    return [(match["why"], steps(match["text"])) for match in _BLOCK.finditer(text)]
+    return [(match["why"], steps(match["text"])) for match in BLOCK.finditer(text)]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -51,7 +50,7 @@ def test_the_commands_of_the_operations_guide(shell: dict[str, str]) -> None:
     for step in commands:
         result = test_readme.run(step, shell)
         assert result.returncode == 0, f"$ {step.command}\n{result.stdout}{result.stderr}"
-        printed = test_readme._NUMBER.sub("0", result.stdout.strip())
+        printed = NUMBER.sub("0", result.stdout.strip())
         assert pattern(step.output).fullmatch(printed), f"$ {step.command}\n{result.stdout}\n--- guide:\n{step.output}"
 
 
@@ -60,7 +59,7 @@ def test_the_commands_of_the_kubernetes_guide() -> None:
     for step in commands:
         line = step.command.replace("kubectl", kubectl(), 1)
         result = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert pattern(step.output).fullmatch(test_readme._NUMBER.sub("0", result.stdout.strip()))
+        assert pattern(step.output).fullmatch(NUMBER.sub("0", result.stdout.strip()))
     assert len(commands) == 1
 
 

@@ -23,8 +23,8 @@ from tests.e2e.conftest import command, free_ports
 from tests.golden import DOG
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-_BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```console\n(?P<text>.*?)```", re.DOTALL)
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```console\n(?P<text>.*?)```", re.DOTALL)
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ def steps(text: str) -> list[Step]:
     return [Step(*part.split("\n", 1)) for part in parts]
 
 
-BLOCKS = [(match["why"], steps(match["text"])) for match in _BLOCK.finditer(README)]
+BLOCKS = [(match["why"], steps(match["text"])) for match in BLOCK.finditer(README)]
 
 
 def pattern(output: str) -> re.Pattern[str]:
     """What an output of the README stands for."""
-    escaped = re.escape(_NUMBER.sub("0", output.strip()))
+    escaped = re.escape(NUMBER.sub("0", output.strip()))
     return re.compile(escaped.replace("…", ".*"), re.DOTALL)
 
 
@@ -103,7 +103,7 @@ def test_the_readme_does_what_it_says(shell: dict[str, str]) -> None:
     for step in (step for why, block in BLOCKS if not why for step in block):
         result = run(step, shell)
         assert result.returncode == 0, f"$ {step.command}\n{result.stdout}{result.stderr}"
-        printed = _NUMBER.sub("0", result.stdout.strip())
+        printed = NUMBER.sub("0", result.stdout.strip())
         assert pattern(step.output).fullmatch(printed), f"$ {step.command}\n{result.stdout}\n--- README:\n{step.output}"
 
 
