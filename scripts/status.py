@@ -4,7 +4,7 @@
     python3 scripts/status.py
     python3 scripts/status.py --json
 
-Exit code 0 only when at least one worker is READY: usable as a health check.
+Exit code 0 only when at least one worker is READY: usable as a health check, also of a server whose queue is full.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.lib.console import say
+from scripts.lib.console import CommandError, say
 from scripts.lib.environment import run
 from scripts.lib.options import add_management_options
+
+CARD_TIMEOUT_S = 2
+"""A worker tells the card when its turn comes; whether workers are READY doesn't depend on it."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,13 +36,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Print the status; 0 if a worker is READY, else 1."""
+    from contextlib import suppress
     from dataclasses import asdict
 
     from scripts.lib.server import connect
 
     management = connect(args.port, args.url)
     status = management.status()
-    card = management.card() if status.ready else None
+    card = None
+    if status.ready:
+        with suppress(CommandError):  # busy: the queue is full, or longer than we wait
+            card = management.card(timeout=CARD_TIMEOUT_S)
     if args.json:
         say(json.dumps({**asdict(status), "ready": status.ready, "card": card}))
         return 0 if status.ready else 1

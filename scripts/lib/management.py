@@ -97,13 +97,17 @@ class Management:
         """Remove a version that isn't the default, and its workers."""
         self._call("DELETE", _route(version), timeout=60)
 
-    def card(self, version: str | None = None) -> dict[str, Any]:
-        """The model card, as the handler in a worker returns it.
+    def card(self, version: str | None = None, timeout: float = 60) -> dict[str, Any]:
+        """The model card, as the handler in a worker returns it: the question waits behind the requests in the queue.
+
+        Args:
+            version: of the model; None: the default.
+            timeout: seconds.
 
         Raises:
             NotRunning, CommandError: as for :meth:`status`, or the answer holds no card.
         """
-        (model,) = self._call("GET", _route(version), timeout=60, customized="true")
+        (model,) = self._call("GET", _route(version), timeout=timeout, customized="true")
         card = model.get("customizedMetadata")
         if not isinstance(card, dict):
             raise CommandError(f"the server at {self.url} describes its model without a card; is it of this project?")

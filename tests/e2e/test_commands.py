@@ -29,7 +29,15 @@ from scripts.lib.model_folder import CARD, LABELS, json_bytes, read_model_folder
 from scripts.lib.packed import MODEL_CONFIG
 from scripts.lib.paths import BUNDLED, CONFIG, MODEL_NAME, ROOT, RUN
 from scripts.lib.precision import Wanted, settle
-from scripts.lib.server import LOG_CONFIG, read_properties, start_server, stop_server, wait_until_ready
+from scripts.lib.server import (
+    LOG_CONFIG,
+    find_server,
+    held_workers,
+    read_properties,
+    start_server,
+    stop_server,
+    wait_until_ready,
+)
 from tests.e2e.conftest import Running, command, free_ports, serving
 from tests.golden import CHELSEA, PACKAGED
 from tests.load import load
@@ -79,6 +87,16 @@ def test_status_of_a_ready_server(server: Running) -> None:
     data = json.loads(command("status.py", "--json", "--url", server.management).stdout)
     assert data["ready"] == 2
     assert data["card"]["num_classes"] == 46
+
+
+def test_status_is_ready_while_every_worker_is_busy(server: Running) -> None:
+    """A health check that waits behind the requests would restart a server because it has much to do."""
+    running = find_server(server.port)
+    assert running
+    with held_workers(running):
+        result = command("status.py", "--port", str(server.port))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("READY: densenet, version 1.0, 2 of 2 workers READY\n")
 
 
 def test_status_without_a_server() -> None:

@@ -1,0 +1,272 @@
+"""What the manifests say, carried out without a cluster: probes, the front door's settings, the autoscaler's metric."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+
+from scripts.lib.paths import ROOT
+from tests.deployment.manifests import KUBERNETES, Manifest, find, pod_spec, render
+from tests.e2e.conftest import Running, free_ports, serving
+from tests.golden import CHELSEA
+from tests.programs import program
+
+DEADLINE_S = 60
+PICTURE = CHELSEA.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The bundled model behind one worker."""
+    with serving(tmp_path_factory.mktemp("model_store"), "--workers", "1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cpu() -> list[Manifest]:
+    return render(KUBERNETES / "overlays" / "cpu")
+
+
+def poll(condition: Callable[[], object], what: str) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        time.sleep(0.05)
+
+
+@contextmanager
+def running(*command: str, ready: Callable[[], object]) -> Iterator[None]:
+    """A program that runs while the block does, once it is ready."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        poll(lambda: process.poll() is not None or ready(), f"{command[0]} ready")
+        if process.poll() is not None:
+            raise AssertionError(f"{command[0]} ended: {process.communicate()[0]}")
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=DEADLINE_S)
+
+
+def answers(url: str) -> bool:
+    """Whether somebody answers with a 200."""
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+# ---- probes ---------------------------------------------------------------------------------------
+
+
+def test_the_probes_pass_only_while_a_worker_is_ready(cpu: list[Manifest], server: Running) -> None:
+    (container,) = pod_spec(cpu, "densenet")["containers"]
+    probes = [container[name] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+
+    def passes(probe: Manifest) -> bool:
+        python, script = probe["exec"]["command"]
+        assert python == "python3"
+        command = [sys.executable, str(ROOT / script), "--port", str(server.port)]
+        done = subprocess.run(command, capture_output=True, check=False, timeout=probe["timeoutSeconds"])
+        return done.returncode == 0
+
+    assert all(passes(probe) for probe in probes)
+    model = f"{server.management}/models/densenet"
+    requests.put(f"{model}?min_worker=0&synchronous=true", timeout=DEADLINE_S).raise_for_status()
+    try:
+        assert answers(f"{server.url}/ping"), "TorchServe calls itself healthy, workers or not"
+        assert not any(passes(probe) for probe in probes)
+    finally:
+        requests.put(f"{model}?min_worker=1&synchronous=true", timeout=DEADLINE_S).raise_for_status()
+    poll(lambda: passes(probes[0]), "READY again")
+
+
+# ---- the front door -------------------------------------------------------------------------------
+
+
+class Service:
+    """What a cluster's service is to a client: one address, each connection given to the next of the pods in turn.
+
+    Args:
+        pods: their ports on this machine; a dead one's connections are closed at once.
+    """
+
+    def __init__(self, pods: list[int]) -> None:
+        self.pods = pods
+        self.connections = 0
+        self.open: list[socket.socket] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close_connections(self) -> None:
+        """End the connections that are open, as pods do that stop."""
+        for connection in self.open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed: the end
+            while True:
+                client, _ = self.listener.accept()
+                pod = self.pods[self.connections % len(self.pods)]
+                self.connections += 1
+                self.open.append(client)
+                threading.Thread(target=self._serve, args=(client, pod), daemon=True).start()
+
+    def _serve(self, client: socket.socket, pod: int) -> None:
+        with suppress(OSError), client, socket.create_connection(("127.0.0.1", pod)) as upstream:
+            answers = threading.Thread(target=self._copy, args=(upstream, client), daemon=True)
+            answers.start()
+            self._copy(client, upstream)
+            answers.join()
+
+    @staticmethod
+    def _copy(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def front_door(cpu: list[Manifest], service: int, folder: Path) -> Iterator[str]:
+    """The real nginx with the files of the rendered ConfigMap; the address and the ports are the test's."""
+    nginx = program("nginx", package="nginx")
+    port = free_ports()
+    command = pod_spec(cpu, "front-door")["containers"][0]["command"]
+    (mount, _) = pod_spec(cpu, "front-door")["containers"][0]["volumeMounts"]
+    for name, text in find(cpu, "ConfigMap", "front-door")["data"].items():
+        changed = text.replace("densenet:5000", f"127.0.0.1:{service}").replace("listen 5000", f"listen {port}")
+        (folder / name).write_text(changed.replace("/tmp/", f"{folder}/"), encoding="utf-8")
+    assert command[:2] == ["nginx", "-c"]
+    arguments = [argument.replace(mount["mountPath"], str(folder)) for argument in command[1:]]
+    url = f"http://127.0.0.1:{port}"
+    with running(nginx, "-p", str(folder), *arguments, ready=lambda: answers(url)):
+        yield url
+
+
+def test_the_front_door_asks_another_pod_where_one_does_not_answer(
+    cpu: list[Manifest], server: Running, tmp_path: Path
+) -> None:
+    """Nor does it close the service's one address after failures: they say nothing of the next pod."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        dead = closed.getsockname()[1]
+    service = Service([dead, server.port])
+    with front_door(cpu, service.port, tmp_path) as url:
+        probe = pod_spec(cpu, "front-door")["containers"][0]["readinessProbe"]["httpGet"]
+        assert requests.get(url + probe["path"], timeout=DEADLINE_S).text == "Predict Dogs!"
+
+        def predict() -> int:
+            return requests.post(f"{url}/predict", files={"file": PICTURE}, timeout=DEADLINE_S).status_code
+
+        assert predict() == 200
+        assert service.connections == 2, "the first pod was dead, the second answered"
+        service.pods = [dead]
+        service.close_connections()
+        assert [predict() for _ in range(5)] == [503] * 5
+        service.pods = [server.port]
+        assert predict() == 200
+        assert requests.get(f"{url}/models/densenet", timeout=DEADLINE_S).status_code == 404, "management is closed"
+    service.listener.close()
+
+
+def test_the_front_door_believes_the_ingress_controller_alone(cpu: list[Manifest]) -> None:
+    """Its limits are a client's: without the controller's word all clients would be one."""
+    settings = find(cpu, "ConfigMap", "front-door")["data"]["listen.conf"]
+    trusted = re.findall(r"^set_real_ip_from (\S+);", settings, re.MULTILINE)
+    assert trusted == ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"]
+    assert re.search(r"^real_ip_header X-Forwarded-For;", settings, re.MULTILINE)
+
+
+# ---- the autoscaler's metric ----------------------------------------------------------------------
+
+
+def discovered(component: str, port_name: str, phase: str, port: int) -> Manifest:
+    """A port of a pod as Prometheus discovers it in a cluster."""
+    meta = {
+        "namespace": "densenet",
+        "pod_name": "densenet-0",
+        "pod_label_app_kubernetes_io_component": component,
+        "pod_container_port_name": port_name,
+        "pod_phase": phase,
+    }
+    labels = {f"__meta_kubernetes_{name}": value for name, value in meta.items()}
+    return {"targets": [f"127.0.0.1:{port}"], "labels": labels}
+
+
+def test_the_autoscalers_metric_rises_with_the_load_and_falls_with_it(server: Running, tmp_path: Path) -> None:
+    """The adapter's query, filled in as the adapter does, asked of a real Prometheus that scrapes the real server."""
+    rules = yaml.safe_load((KUBERNETES / "components/queue-length/prometheus-adapter.yaml").read_text(encoding="utf-8"))
+    (rule,) = rules["rules"]["custom"]
+    series, selector = re.fullmatch(r"(\w+)\{(.*)\}", rule["seriesQuery"]).groups()  # type: ignore[union-attr]
+    query = rule["metricsQuery"].replace("<<.Series>>", series).replace("<<.GroupBy>>", "pod")
+    query = query.replace("<<.LabelMatchers>>", f'{selector},namespace="densenet",pod=~"densenet-0"')
+    (job,) = yaml.safe_load((KUBERNETES / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    del job["kubernetes_sd_configs"]  # Debian's Prometheus lacks it; what it would find:
+    job["static_configs"] = [
+        discovered("server", "metrics", "Running", server.port + 2),
+        discovered("server", "inference", "Running", server.port),
+        discovered("server", "metrics", "Succeeded", server.port + 1),
+        discovered("front-door", "http", "Running", server.port),
+    ]
+    job["scrape_interval"] = "1s"
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [job]}), encoding="utf-8")
+    url = f"http://127.0.0.1:{free_ports()}"
+    command = [
+        *(program("prometheus", package="prometheus"), f"--config.file={tmp_path / 'prometheus.yml'}"),
+        *(f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address={url.removeprefix('http://')}"),
+    ]
+
+    def ask(question: str, at: float) -> float | None:
+        parameters = {"query": question, "time": str(at)}
+        answer = requests.get(f"{url}/api/v1/query", params=parameters, timeout=DEADLINE_S).json()
+        results = answer["data"]["result"]
+        if not results:
+            return None
+        (result,) = results
+        return float(result["value"][1])
+
+    def targets() -> list[Manifest]:
+        answer = requests.get(f"{url}/api/v1/targets", params={"state": "active"}, timeout=DEADLINE_S).json()
+        return list(answer["data"]["activeTargets"])
+
+    def predict(_: int) -> None:
+        requests.post(server.predictions, data=PICTURE, timeout=DEADLINE_S).raise_for_status()
+
+    predict(0)  # the series exists from the first request on
+    with running(*command, ready=lambda: answers(f"{url}/-/ready")):
+        poll(targets, "targets")
+        (target,) = targets()
+        assert target["scrapeUrl"].endswith(f":{server.port + 2}/metrics"), "the servers' metrics, and nothing else"
+        named = {"job": "densenet", "namespace": "densenet", "pod": "densenet-0", "instance": "densenet-0"}
+        assert target["labels"] == named
+        poll(lambda: ask(f"count_over_time({series}[1m])", time.time()), "a first sample")
+        until = time.monotonic() + 4
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            while time.monotonic() < until:
+                list(pool.map(predict, range(16)))
+        ended = time.time()
+        poll(lambda: (ask(f"count_over_time({series}[1m])", ended + 61) or 0) >= 3, "samples after the load")
+        loaded = ask(query, time.time())
+        # In a minute from now the window will hold the samples after the load alone.
+        idle = ask(query, ended + 61)
+        counter, before = ask(series, time.time()), ask(series, ended)
+    assert loaded and loaded > 0.1
+    assert idle == 0
+    assert counter and before and counter >= before > 0, "a counter never falls: its rate is what scales"
