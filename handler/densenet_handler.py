@@ -11,11 +11,11 @@ import io
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,11 @@ from PIL import Image
 
 from handler.card import CardError, ModelCard, check_labels
 from handler.deferred import deferred
-from handler.errors import NotSupported, RequestError
+from handler.errors import RequestError
+from handler.explanation import Explainer, ExplanationRequest
 from handler.hold import requested_hold, wait_for_release
 from handler.metrics import FAILED, WorkerMetrics, seconds_since_start, worker_number
+from handler.page import Page, wants_page
 from handler.payload import Payload, header, parse
 from handler.preprocessing import Preprocessing
 from handler.responses import Response, describe_response, error_response, prediction_response
@@ -39,6 +41,8 @@ with deferred():
 logger = logging.getLogger(__name__)
 
 WARM_UP_RUNS = 3
+
+Read = TypeVar("Read")
 
 
 class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has no type hints
@@ -81,7 +85,11 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         self.runtime = load_runtime(self.card, model_dir, Path(self.model_pt_path), self.device, compiler)
         self.preprocessing = Preprocessing.of(self.card)
         self.image_processing = partial(self.preprocessing.read, max_pixels=self.max_pixels)
-        self._payloads: list[Payload | RequestError | None] = []  # None: a request for the card
+        self.explainer = Explainer(
+            *(self.card, self.labels, self.runtime, Path(self.model_pt_path), self.device, self.max_pixels)
+        )
+        self.page = Page(context.model_name, self.card, self.labels)
+        self._payloads: list[Payload | ExplanationRequest | Response] = []
         self._held = False
         threads = self.card.threads_per_worker
         self._decoders = ThreadPoolExecutor(threads) if threads > 1 else None
@@ -98,12 +106,12 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         """The model card, for ``GET /models/densenet?customized=true`` of the management API."""
         return self.card.to_dict()
 
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str | bytes]:
         """TorchServe's, with the time since the front door and failures reported."""
         headers = context.get_all_request_header(0)
         queued = seconds_since_start(headers, time.time())
         try:
-            answers: list[str] = super().handle(data, context)
+            answers: list[str | bytes] = super().handle(data, context)
         except Exception as error:
             # TorchServe answers the whole batch so (ts.service)
             self.metrics.count_answer(507 if isinstance(error, MemoryError) else 503, FAILED, len(data))
@@ -143,7 +151,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         with self.metrics.stage("inference"):
             return self.runtime.logits(data)  # (P, classes)
 
-    def postprocess(self, data: npt.NDArray[np.float32]) -> list[str]:
+    def postprocess(self, data: npt.NDArray[np.float32]) -> list[str | bytes]:
         """One answer a request, with its own status and content type.
 
         Args:
@@ -153,16 +161,16 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         served: list[list[Prediction]] = []
         start = 0
         for index, payload in enumerate(self._payloads):
-            if isinstance(payload, RequestError):
-                response = error_response(payload)
-            elif payload is None:
-                response = describe_response(self.describe_handle())
+            accept = header(self._headers(index), "accept")
+            if isinstance(payload, Response):
+                response = payload
+            elif isinstance(payload, ExplanationRequest):
+                response = self.explainer.respond(payload, accept)
             else:
                 logits = data[start : start + len(payload.pictures)]  # (pictures, classes)
                 start += len(payload.pictures)
                 predictions = top_predictions(logits, self.labels, payload.topk or self.topk, self.card.temperature)
                 served += predictions
-                accept = header(self._headers(index), "accept")
                 response = prediction_response(predictions, accept, payload.topk is not None, payload.instances)
             answers.append(self._answer(index, response))
         self.metrics.observe_predictions(served)
@@ -180,36 +188,30 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         headers: dict[str, Any] = self.context.get_all_request_header(index)
         return headers
 
-    def _parse(self, row: dict[str, Any], index: int) -> Payload | None:
+    def _read(
+        self, row: dict[str, Any], index: int
+    ) -> tuple[Payload | ExplanationRequest | Response, list[npt.NDArray[np.uint8]]]:
+        """What a request asks for, or its answer where that is known, and its pictures for the network."""
         headers = self._headers(index)
-        if headers.get("describe") == "True":
-            return None
-        if headers.get("explain") == "True":
-            raise NotSupported("explanations aren't served by this model; send the picture to /predictions instead")
-        return parse(row, headers, self.card.num_classes, self.max_instances)
-
-    def _read(self, row: dict[str, Any], index: int) -> tuple[Payload | RequestError | None, list[np.ndarray]]:
-        """What a request is, or what is wrong with it, and its pictures as arrays."""
         try:
-            payload = self._parse(row, index)
-            return payload, self._decode(payload) if payload else []
+            if headers.get("describe") == "True":
+                return describe_response(self.describe_handle()), []
+            if wants_page(row, headers):
+                return self.page.response, []
+            explain = headers.get("explain") == "True"
+            payload = parse(row, headers, self.card.num_classes, self.max_instances, explain)
+            if payload.explanation:
+                views = _decode(payload, self.explainer.read)
+                return ExplanationRequest(payload.explanation, views, payload.instances), []
+            return payload, _decode(payload, self.image_processing)
         except RequestError as error:
-            return error, []
+            return error_response(error), []
 
-    def _decode(self, payload: Payload) -> list[np.ndarray]:
-        arrays = []
-        for number, picture in enumerate(payload.pictures):
-            try:
-                arrays.append(self.image_processing(picture))  # (crop, crop, 3) uint8
-            except RequestError as error:
-                if payload.instances:
-                    raise type(error)(f"instance {number}: {error}") from None
-                raise
-        return arrays
-
-    def _answer(self, index: int, response: Response) -> str:
+    def _answer(self, index: int, response: Response) -> str | bytes:
         self.context.set_response_status(response.status, response.phrase, index)
         self.context.set_response_content_type(index, response.content_type)
+        for name, value in response.headers.items():
+            self.context.set_response_header(index, name, value)
         if not self._held:  # scale.py's own
             self.metrics.count_answer(response.status, response.outcome)
         return response.body
@@ -230,6 +232,19 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
                 raise CardError("the network answers a blank picture with infinite or undefined logits; retrain it")
             top_predictions(logits, self.labels, self.topk)
         logger.info("warmed up in %.1f s", time.monotonic() - start)
+
+
+def _decode(payload: Payload, read: Callable[[bytes], Read]) -> list[Read]:
+    """What ``read`` makes of each picture of a request."""
+    pictures = []
+    for number, picture in enumerate(payload.pictures):
+        try:
+            pictures.append(read(picture))
+        except RequestError as error:
+            if payload.instances:
+                raise type(error)(f"instance {number}: {error}") from None
+            raise
+    return pictures
 
 
 def _limit(config: Mapping[str, Any], name: str) -> int:

@@ -51,10 +51,3 @@ class TooManyInstances(RequestError):
 
     status = 413
     phrase = "Payload Too Large"
-
-
-class NotSupported(RequestError):
-    """The route exists in TorchServe, but this model doesn't serve it."""
-
-    status = 501
-    phrase = "Not Implemented"

@@ -17,6 +17,8 @@ from handler.errors import InvalidParameter, InvalidRequest, TooManyInstances
 
 PICTURE_FIELDS = ("file", "data", "body")
 INSTANCE_FIELDS = ("data", "b64")
+GRAD_CAM, INTEGRATED_GRADIENTS = METHODS = ("grad-cam", "integrated-gradients")
+"""How an explanation may be computed; the first is the default."""
 FRAMING_BYTES = 4096
 """What boundary, part headers and file name of one multipart field take at most."""
 
@@ -27,19 +29,35 @@ HOW_TO_SEND = (
 
 
 @dataclass(frozen=True)
+class ExplanationOptions:
+    """What a request for an explanation asks for: one of METHODS, and the index of a class, None for the best."""
+
+    method: str = GRAD_CAM
+    target: int | None = None
+
+
+@dataclass(frozen=True)
 class Payload:
     """What one request asks for.
 
     ``pictures``: the bytes of each picture, one unless ``instances``. ``topk``: how many classes to
     answer with, None if not asked. ``instances``: the request is KServe V1's list form.
+    ``explanation``: what to explain, None for a prediction.
     """
 
     pictures: list[bytes]
     topk: int | None = None
     instances: bool = False
+    explanation: ExplanationOptions | None = None
 
 
-def parse(row: Mapping[str, Any], headers: Mapping[str, Any], num_classes: int, max_instances: int) -> Payload:
+def parse(
+    row: Mapping[str, Any],
+    headers: Mapping[str, Any],
+    num_classes: int,
+    max_instances: int,
+    explain: bool = False,
+) -> Payload:
     """The payload of one request.
 
     Args:
@@ -47,10 +65,11 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any], num_classes: int, 
         headers: the request's headers.
         num_classes: the largest ``topk``.
         max_instances: pictures that one request may carry.
+        explain: it came by the route of explanations, which takes ``method`` and ``target``, not ``topk``.
 
     Raises:
         InvalidRequest: no picture, several, unknown fields, wrong JSON or wrong base64.
-        InvalidParameter: ``topk`` is no number from 1 to ``num_classes``.
+        InvalidParameter: ``topk``, ``method`` or ``target`` is out of range.
         TooManyInstances: more than ``max_instances`` pictures.
     """
     fields = {name: value for name, value in row.items() if name != "model_name"}  # a parameter of /invocations
@@ -64,14 +83,24 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any], num_classes: int, 
         raise InvalidRequest(f"received JSON of type {type(body).__name__}, expected an object; {HOW_TO_SEND}")
     elif isinstance(body, (bytes, bytearray)) and not body and len(fields) > 1:
         del fields["body"]  # TorchServe adds an empty body to query parameters
-    topk = _topk(fields.pop("topk"), num_classes) if "topk" in fields else None
+    topk, explanation = None, None
+    if explain:
+        explanation = _explanation(fields, num_classes)
+    elif "topk" in fields:
+        topk = _topk(fields.pop("topk"), num_classes)
     if "instances" in fields:
-        return Payload(_instances(fields, max_instances), topk, instances=True)
+        pictures = _instances(fields, max_instances)
+        if explanation and explanation.method != GRAD_CAM and len(pictures) > 1:
+            raise TooManyInstances(
+                f"received {len(pictures)} instances for {explanation.method}, which takes seconds a picture; "
+                "accepted is one in a request"
+            )
+        return Payload(pictures, topk, True, explanation)
     unknown = sorted(set(fields) - set(PICTURE_FIELDS))
     if unknown:
         raise InvalidRequest(
-            f"received the unknown field {unknown[0][:100]!r}; accepted are "
-            f"{', '.join(PICTURE_FIELDS)} (one of them), topk, and instances; {HOW_TO_SEND}"
+            f"received the unknown field {unknown[0][:100]!r}; accepted are {', '.join(PICTURE_FIELDS)} (one of them), "
+            f"{'method, target' if explain else 'topk'}, and instances; {HOW_TO_SEND}"
         )
     if not fields:
         raise InvalidRequest(f"received no picture; {HOW_TO_SEND}")
@@ -80,7 +109,7 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any], num_classes: int, 
     ((name, value),) = fields.items()
     picture = _picture(value, f"the field {name!r}")
     _refuse_dropped_fields(headers, picture, row)
-    return Payload([picture], topk)
+    return Payload([picture], topk, explanation=explanation)
 
 
 def header(headers: Mapping[str, Any], name: str) -> str:
@@ -103,15 +132,43 @@ def _json_fields(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _topk(value: Any, num_classes: int) -> int:
-    text = bytes(value).decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
-    if isinstance(text, str) and text.strip().isdecimal() and len(text.strip()) < 10:
-        text = int(text)
-    if isinstance(text, bool) or not isinstance(text, int) or not 1 <= text <= num_classes:
+    number = _whole_number(value)
+    if number is None or not 1 <= number <= num_classes:
         raise InvalidParameter(
-            f"received topk={str(text)[:100]!r}; accepted are whole numbers from 1 to {num_classes}, "
+            f"received topk={str(_text(value))[:100]!r}; accepted are whole numbers from 1 to {num_classes}, "
             "the number of classes"
         )
-    return text
+    return number
+
+
+def _explanation(fields: dict[str, Any], num_classes: int) -> ExplanationOptions:
+    """What the fields ``method`` and ``target`` ask for; both are taken out of ``fields``."""
+    method = _text(fields.pop("method", GRAD_CAM))
+    if method not in METHODS:
+        raise InvalidParameter(f"received method={str(method)[:100]!r}; accepted are {' and '.join(METHODS)}")
+    if "target" not in fields:
+        return ExplanationOptions(method)
+    value = fields.pop("target")
+    target = _whole_number(value)
+    if target is None or not 0 <= target < num_classes:
+        raise InvalidParameter(
+            f"received target={str(_text(value))[:100]!r}; accepted are whole numbers from 0 to {num_classes - 1}, "
+            "the index of a class"
+        )
+    return ExplanationOptions(method, target)
+
+
+def _text(value: Any) -> Any:
+    """A multipart field as text; JSON's values as they are."""
+    return bytes(value).decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
+
+
+def _whole_number(value: Any) -> int | None:
+    """The number in a field, None if it holds none."""
+    text = _text(value)
+    if isinstance(text, str) and text.strip().isdecimal() and len(text.strip()) < 10:
+        return int(text)
+    return text if isinstance(text, int) and not isinstance(text, bool) else None
 
 
 def _instances(fields: dict[str, Any], max_instances: int) -> list[bytes]:

@@ -70,16 +70,34 @@ class Preprocessing:
         result is that of resizing first (tests compare both), but a picture of 1 × 20,000 px
         doesn't become one of 256 × 5,120,000 px on the way.
         """
-        width, height = size or image.size
+        return np.asarray(self.centre(image, size or image.size, self.crop))  # (crop, crop, 3) uint8
+
+    def centre(self, image: Image.Image, size: tuple[int, int], side: int) -> Image.Image:
+        """The part of an image that the network sees, ``side`` × ``side`` px.
+
+        Args:
+            image: any size.
+            size: width and height of the whole picture, as for :meth:`to_array`.
+            side: px of the result; ``crop`` is what the network takes.
+        """
+        reduction = -(-size[0] // image.width)  # 1, 2, 4 or 8
+        left, top, right, bottom = (edge / reduction for edge in self.region(size))
+        box = (left, top, min(right, image.width), min(bottom, image.height))
+        return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+
+    def region(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """The part of a picture that the network sees: left, top, right and bottom edge in its px.
+
+        Args:
+            size: width and height of the picture, upright.
+        """
+        width, height = size
         short = min(width, height)
         # torchvision truncates the longer side and rounds the crop's corner; so do we
         new_width, new_height = self.resize * width // short, self.resize * height // short
         left, top = round((new_width - self.crop) / 2), round((new_height - self.crop) / 2)
-        reduction = -(-width // image.width)  # 1, 2, 4 or 8
-        x, y = width / new_width / reduction, height / new_height / reduction
-        box = (left * x, top * y, min((left + self.crop) * x, image.width), min((top + self.crop) * y, image.height))
-        resized = image.resize((self.crop, self.crop), Image.Resampling.BILINEAR, box=box)
-        return np.asarray(resized)  # (crop, crop, 3) uint8
+        x, y = width / new_width, height / new_height
+        return (left * x, top * y, min((left + self.crop) * x, width), min((top + self.crop) * y, height))
 
     def to_tensor(self, batch: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Normalised input of the network.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from handler.errors import RequestError
@@ -14,26 +14,28 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 ANSWERED = "answered"
 """The outcome of a request that was served; else it is the type of the error."""
+PNG = "image/png"
 
 
 @dataclass(frozen=True)
 class Response:
-    """Status, content type and body of one answer, and its outcome for the metrics."""
+    """Status, content type, body and further headers of one answer, and its outcome for the metrics."""
 
     status: int
     phrase: str
     content_type: str
-    body: str
+    body: str | bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
     outcome: str = ANSWERED
 
 
-def prefers_text(accept: str) -> bool:
-    """Whether an ``Accept`` header ranks ``text/plain`` above JSON (RFC 9110, 12.5.1).
+def prefers(accept: str, wanted: str) -> bool:
+    """Whether an ``Accept`` header ranks the media type ``wanted`` above JSON (RFC 9110, 12.5.1).
 
     JSON is the default: ``*/*``, ``text/*``, no header and types that this server doesn't have
     all get it.
     """
-    quality = {"text/plain": 0.0, JSON: 0.0, "*/*": 0.0, "application/*": 0.0}
+    quality = {wanted: 0.0, JSON: 0.0, "*/*": 0.0, "application/*": 0.0}
     for part in accept.lower().split(","):
         media_type, *parameters = (p.strip() for p in part.split(";"))
         q = 1.0
@@ -45,8 +47,8 @@ def prefers_text(accept: str) -> bool:
                     q = 0.0
         if media_type in quality:
             quality[media_type] = q
-    text = quality.pop("text/plain")
-    return text > 0 and text >= max(quality["*/*"], quality["application/*"]) and text > quality[JSON]
+    own = quality.pop(wanted)
+    return own > 0 and own >= max(quality["*/*"], quality["application/*"]) and own > quality[JSON]
 
 
 def prediction_response(
@@ -60,7 +62,7 @@ def prediction_response(
         with_top: list all predictions, not the best alone (``topk`` was asked for).
         instances: KServe V1's form, ``{"predictions": […]}``.
     """
-    if prefers_text(accept):
+    if prefers(accept, "text/plain"):
         lines = [p.label for predictions in pictures for p in (predictions if with_top else predictions[:1])]
         return Response(200, "OK", TEXT, "".join(f"{line}\n" for line in lines))
     answers: list[dict[str, Any]] = []
@@ -69,18 +71,19 @@ def prediction_response(
         if with_top:
             answer["top"] = [p.to_dict() for p in predictions]
         answers.append(answer)
-    return Response(200, "OK", JSON, _json({"predictions": answers} if instances else answers[0]))
+    return Response(200, "OK", JSON, json_text({"predictions": answers} if instances else answers[0]))
 
 
 def error_response(error: RequestError) -> Response:
     """The answer to a request that can't be served: TorchServe's error form."""
-    return Response(error.status, error.phrase, JSON, _json(error.to_dict()), error.type)
+    return Response(error.status, error.phrase, JSON, json_text(error.to_dict()), outcome=error.type)
 
 
 def describe_response(card: Mapping[str, Any]) -> Response:
     """The answer to a request for the model card."""
-    return Response(200, "OK", JSON, _json(card))
+    return Response(200, "OK", JSON, json_text(card))
 
 
-def _json(data: object) -> str:
+def json_text(data: object) -> str:
+    """The body of a JSON answer."""
     return json.dumps(data, ensure_ascii=False) + "\n"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.programs import program
 
@@ -26,3 +28,30 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+@dataclass
+class Visit:
+    """A page that is open, and what a test of it has to know.
+
+    ``messages``: what it wrote to the console and what it threw. ``addresses``: what it asked for over the network.
+    """
+
+    page: Page
+    messages: list[str]
+    addresses: list[str]
+
+
+@contextmanager
+def visit(browser: Browser, address: str, width: int = 1280, height: int = 900, **options: Any) -> Iterator[Visit]:
+    """Open an address in a fresh window of ``width`` × ``height`` px; ``options`` are Playwright's for a context."""
+    context = browser.new_context(viewport={"width": width, "height": height}, **options)
+    try:
+        opened = Visit(context.new_page(), [], [])
+        opened.page.on("console", lambda message: opened.messages.append(f"{message.type}: {message.text}"))
+        opened.page.on("pageerror", lambda error: opened.messages.append(f"thrown: {error}"))
+        context.on("request", lambda r: opened.addresses.append(r.url) if r.url.startswith("http") else None)
+        opened.page.goto(address)
+        yield opened
+    finally:
+        context.close()

@@ -47,6 +47,17 @@ class Runtime(ABC):
             (N, classes).
         """
 
+    @abstractmethod
+    def logits_and_features(
+        self, pixels: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """The same answers, and the last feature maps, for explanations.
+
+        Returns:
+            (N, classes) and (N, channels, h, w), at least 0: the last dense block behind its norm and
+            ReLU, of which the last layer takes the mean.
+        """
+
 
 def load_runtime(
     card: ModelCard, folder: Path, weights: Path, device: torch.device, compiler: Mapping[str, Any] | None = None

@@ -44,8 +44,12 @@ class OpenVinoRuntime(Runtime):
         self.precision = usable_precision(card, cpu)
         # what a quantised model holds in int8 stays int8 in both
         reduced = self.precision == "bfloat16" or (self.precision == "int8" and has_bfloat16(cpu))
-        compiled = openvino.Core().compile_model(
-            model,
+        core = openvino.Core()
+        graph = core.read_model(model)
+        # the last feature maps; as a further output they cost less than can be measured
+        graph.add_outputs([o.output(0) for o in graph.get_ordered_ops() if o.get_type_name() == "Relu"][-1:])
+        compiled = core.compile_model(
+            graph,
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32",
@@ -69,5 +73,13 @@ class OpenVinoRuntime(Runtime):
         pixels = np.require(pixels, requirements=["C", "W"])  # must live until the answer is there
         self._request.set_input_tensor(self._tensor(pixels, shared_memory=True))
         self._request.infer()
-        answers: npt.NDArray[np.float32] = self._request.get_output_tensor().data
+        return self._output(0)
+
+    def logits_and_features(
+        self, pixels: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        return self.logits(pixels), self._output(1)
+
+    def _output(self, number: int) -> npt.NDArray[np.float32]:
+        answers: npt.NDArray[np.float32] = self._request.get_output_tensor(number).data
         return answers.copy()  # the request owns the other, and writes the next answer into it

@@ -32,6 +32,8 @@ from scripts.lib.precision import Wanted, settle
 VERSION = "1.0"
 ENTRY = "densenet_handler.py"
 GPU_CONFIG = "model-config.gpu.yaml"
+PACKED = (".py", ".html", ".css", ".js")
+"""What is packed of the folder ``handler``."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _DIGEST_NOTE = "densenet-serving inputs sha256:"
 
@@ -58,8 +60,8 @@ def archive_inputs(model: ModelFolder, card: ModelCard, converted: Mapping[str, 
         LABELS: (model.path / LABELS).read_bytes(),
         WEIGHTS: model.weights.read_bytes(),
     }
-    for source in sorted(HANDLER.rglob("*.py")):
-        if source.name != ENTRY:
+    for source in sorted(HANDLER.rglob("*")):
+        if source.suffix in PACKED and source.name != ENTRY:
             files[f"handler/{source.relative_to(HANDLER).as_posix()}"] = source.read_bytes()
     return files | dict(converted)
 

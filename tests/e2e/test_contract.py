@@ -170,9 +170,17 @@ WRONG: dict[str, tuple[Send, int, str, str]] = {
         lambda s: post_json(s, {"instances": [{"data": "aGVsbG8="}] * 65}),
         *(413, "TooManyInstances", "accepted are at most 64 in one request"),
     ),
-    "explanations": (
-        lambda s: requests.put(f"{s.url}/explanations/densenet", data=PICTURE, timeout=TIMEOUT_S),
-        *(501, "NotSupported", "explanations aren't served"),
+    "explanation-of-no-class": (
+        lambda s: post_json(s, {"data": ENCODED, "target": len(LABELS)}, "/explanations/densenet"),
+        *(400, "InvalidParameter", f"accepted are whole numbers from 0 to {len(LABELS) - 1}"),
+    ),
+    "explanation-by-another-method": (
+        lambda s: post_json(s, {"data": ENCODED, "method": "lime"}, "/explanations/densenet"),
+        *(400, "InvalidParameter", "accepted are grad-cam and integrated-gradients"),
+    ),
+    "explanation-of-no-picture": (
+        lambda s: requests.put(f"{s.url}/explanations/densenet", data=b"hello", timeout=TIMEOUT_S),
+        *(400, "InvalidImage", "received 5 bytes that are no picture"),
     ),
     "unknown-model": (
         lambda s: requests.put(f"{s.url}/predictions/nope", data=PICTURE, timeout=TIMEOUT_S),

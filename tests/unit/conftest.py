@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class Answer:
     status: int
     phrase: str
     content_type: str
-    body: str
+    body: Any
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def json(self) -> Any:
@@ -124,7 +125,8 @@ def serve(loaded: DenseNetHandler, requests: Sequence[Request]) -> list[Answer]:
     answers = []
     for index, body in enumerate(bodies):
         status, phrase = context.get_response_status(index)
-        answers.append(Answer(status, phrase, context.get_response_content_type(index), body))
+        headers = {k: v for k, v in context.get_response_headers(index).items() if k != "content-type"}
+        answers.append(Answer(status, phrase, context.get_response_content_type(index), body, headers))
     return answers
 
 

@@ -43,6 +43,7 @@ from tests.unit.conftest import (
     write_tiny_model,
 )
 
+CSP = "Content-Security-Policy"
 EMPTY = f"received an empty picture (0 bytes); {ACCEPTED}"
 
 
@@ -201,7 +202,7 @@ def test_each_error_of_a_batch_is_its_own(tiny_handler: DenseNetHandler) -> None
         Request({}, {}),
         Request({"file": jpeg(), "data": jpeg()}, {}),
         Request({"file": jpeg(), "topk": "8"}, {}),
-        send(jpeg(), explain="True"),
+        Request({"file": jpeg(), "topk": "2"}, {"explain": "True"}),
         send_json({"instances": [{"data": picture}] * 5}),
         send(bomb(1001)),
         send(jpeg(), Accept="text/plain"),
@@ -221,9 +222,10 @@ def test_each_error_of_a_batch_is_its_own(tiny_handler: DenseNetHandler) -> None
     )
     assert_error(
         answers[4],
-        501,
-        "NotSupported",
-        "explanations aren't served by this model; send the picture to /predictions instead",
+        400,
+        "InvalidRequest",
+        "received the unknown field 'topk'; accepted are file, data, body (one of them), method, target, "
+        f"and instances; {HOW_TO_SEND}",
     )
     assert_error(
         answers[5],
@@ -485,8 +487,10 @@ def answers_in(message: bytes) -> tuple[int, list[Answer]]:
         assert data.read(length).decode() == f"id-{len(answers)}"
         content_type, status, phrase = text(), number(), text()
         headers = {text(): text() for _ in range(number())}
-        assert headers == ({"content-type": content_type} if content_type else {})
-        answers.append(Answer(status, phrase, content_type, text()))
+        assert headers.pop("content-type", "") == content_type
+        content = data.read(number())
+        body = content if content_type == "image/png" else content.decode()
+        answers.append(Answer(status, phrase, content_type, body, headers))
     assert not data.read()
     return code, answers
 
@@ -552,10 +556,14 @@ def test_worker_answers_a_mixed_batch(worker: Any, tiny_handler: DenseNetHandler
             Sent([("body", "application/json", b'{"data": ')], [("Content-Type", "application/json")]),
             Sent([("body", "image/jpeg", picture[:-500])]),
             Sent([("body", "", b"")], [("describe", "True")]),
+            Sent([("body", "", b"")], [("Accept", "text/html")]),
+            Sent([("body", "", picture)], [("explain", "True")]),
+            Sent([("body", "", picture)], [("explain", "True"), ("Accept", "image/png")]),
+            Sent([("body", "", picture[:-500])], [("explain", "True")]),
         ],
     )
     assert code == 200
-    assert [answer.status for answer in answers] == [200, 200, 200, 200, 200, 400, 400, 200]
+    assert [answer.status for answer in answers] == [200, 200, 200, 200, 200, 400, 400, 200, 200, 200, 200, 400]
     assert [answer.phrase for answer in answers[4:7]] == ["OK", "Bad Request", "Bad Request"]
     (expected,) = serve(tiny_handler, [send(picture)])
     assert_same(answers[0].json, expected.json)
@@ -567,6 +575,11 @@ def test_worker_answers_a_mixed_batch(worker: Any, tiny_handler: DenseNetHandler
     assert_error(answers[5], 400, "InvalidRequest", f"received a JSON body that can't be parsed; {HOW_TO_SEND}")
     assert answers[6].json["type"] == "InvalidImage"
     assert answers[7].json == tiny_handler.card.to_dict()
+    assert answers[8].content_type == "text/html; charset=utf-8"
+    assert answers[8].body.startswith("<!doctype html>") and "default-src 'none'" in answers[8].headers[CSP]
+    assert {key: answers[9].json[key] for key in expected.json} == answers[0].json
+    assert (answers[10].content_type, answers[10].body[:4]) == ("image/png", b"\x89PNG")
+    assert_error(answers[11], 400, "InvalidImage", answers[6].json["message"])
 
 
 def test_worker_sends_labels_that_are_no_ascii_whole(worker: Any) -> None:

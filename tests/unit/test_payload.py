@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from handler.errors import InvalidParameter, InvalidRequest, RequestError, TooManyInstances
-from handler.payload import HOW_TO_SEND, Payload, header, parse
+from handler.payload import HOW_TO_SEND, ExplanationOptions, Payload, header, parse
 from tests.pictures import base64_of
 
 PICTURE = b"\xff\xd8 any bytes: nothing is decoded here \0\x01"
@@ -17,6 +17,11 @@ CLASSES = 1000
 NO_LISTS: list[Any] = [[], {}, "text", 5, None, b"bytes"]
 MAX_INSTANCES = 3
 EXPECTED_INSTANCES = 'expected {"data": "<base64>"} or {"b64": "<base64>"}, nothing else'
+
+
+def explained(row: dict[str, Any]) -> Payload:
+    """The same by the route of explanations."""
+    return parse(row, {}, CLASSES, MAX_INSTANCES, explain=True)
 
 
 def parsed(row: dict[str, Any], **headers: str) -> Payload:
@@ -324,3 +329,56 @@ def test_header_is_found_whatever_its_case_and_only_if_it_is_text() -> None:
 
 def test_message_tells_how_to_send() -> None:
     assert re.search(r"curl -T dog\.jpg.*curl -F file=@dog\.jpg.*\"data\": \"<base64>\".*\"instances\"", HOW_TO_SEND)
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({}, ExplanationOptions("grad-cam", None)),
+        ({"method": "grad-cam"}, ExplanationOptions("grad-cam", None)),
+        ({"method": bytearray(b"integrated-gradients")}, ExplanationOptions("integrated-gradients", None)),
+        ({"target": b"0"}, ExplanationOptions("grad-cam", 0)),
+        ({"target": " 999 "}, ExplanationOptions("grad-cam", 999)),
+        ({"target": 7, "method": "integrated-gradients"}, ExplanationOptions("integrated-gradients", 7)),
+    ],
+    ids=repr,
+)
+def test_method_and_class_of_an_explanation(fields: dict[str, Any], options: ExplanationOptions) -> None:
+    assert explained({"file": PICTURE, **fields}) == Payload([PICTURE], explanation=options)
+    json_fields = {k: bytes(v).decode() if isinstance(v, (bytes, bytearray)) else v for k, v in fields.items()}
+    assert explained({"body": {"data": TEXT, **json_fields}}) == Payload([PICTURE], explanation=options)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target": 1000}, "received target='1000'; accepted are whole numbers from 0 to 999, the index of a class"),
+        ({"target": "-1"}, "received target='-1'; accepted are whole numbers from 0 to 999, the index of a class"),
+        ({"target": "cat"}, "received target='cat'; accepted are whole numbers from 0 to 999, the index of a class"),
+        ({"target": True}, "received target='True'; accepted are whole numbers from 0 to 999, the index of a class"),
+        ({"target": [5]}, "received target='[5]'; accepted are whole numbers from 0 to 999, the index of a class"),
+        ({"method": "lime"}, "received method='lime'; accepted are grad-cam and integrated-gradients"),
+        ({"method": ["lime"]}, "received method=\"['lime']\"; accepted are grad-cam and integrated-gradients"),
+        ({"method": None}, "received method='None'; accepted are grad-cam and integrated-gradients"),
+    ],
+    ids=repr,
+)
+def test_other_methods_and_classes_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidParameter, match=f"^{re.escape(message)}$"):
+        explained({"file": PICTURE, **fields})
+
+
+def test_fields_of_explanations_and_predictions_are_their_own() -> None:
+    for fields in ({"method": "grad-cam"}, {"target": 3}):
+        assert f"received the unknown field {next(iter(fields))!r}" in str(refused({"file": PICTURE, **fields}))
+    with pytest.raises(InvalidRequest, match=r"received the unknown field 'topk'; .*, method, target, and instances"):
+        explained({"file": PICTURE, "topk": 5})
+
+
+def test_slow_explanations_are_one_a_request() -> None:
+    two = {"instances": [{"data": TEXT}] * 2}
+    assert explained({"body": two}).instances
+    slow = {"method": "integrated-gradients"}
+    assert explained({"body": {"instances": [{"data": TEXT}], **slow}}).pictures == [PICTURE]
+    with pytest.raises(TooManyInstances, match=r"^received 2 instances for integrated-gradients, .* in a request$"):
+        explained({"body": {**two, **slow}})

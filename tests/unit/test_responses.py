@@ -7,7 +7,7 @@ import json
 import pytest
 
 from handler import errors
-from handler.responses import Response, describe_response, error_response, prediction_response, prefers_text
+from handler.responses import Response, describe_response, error_response, prediction_response, prefers
 from handler.topk import Prediction
 
 DOG, CAT = Prediction("Samoyed", 258, 0.87), Prediction("tabby", 281, 0.05)
@@ -46,7 +46,7 @@ BROOK = Prediction("Bächli 🐶", 3, 0.5)
     ],
 )
 def test_text_only_if_it_is_preferred(accept: str, text: bool) -> None:
-    assert prefers_text(accept) is text
+    assert prefers(accept, "text/plain") is text
 
 
 def test_best_label_as_json() -> None:
@@ -103,12 +103,13 @@ def test_labels_are_sent_as_they_are_written() -> None:
         (errors.InvalidImage, 400, "Bad Request"),
         (errors.ImageTooLarge, 413, "Payload Too Large"),
         (errors.TooManyInstances, 413, "Payload Too Large"),
-        (errors.NotSupported, 501, "Not Implemented"),
     ],
 )
 def test_error_has_torchserves_form(error: type[errors.RequestError], status: int, phrase: str) -> None:
     body = f'{{"code": {status}, "type": "{error.__name__}", "message": "1 × 2 „ü“"}}\n'
-    assert error_response(error("1 × 2 „ü“")) == Response(status, phrase, "application/json", body, error.__name__)
+    assert error_response(error("1 × 2 „ü“")) == Response(
+        status, phrase, "application/json", body, outcome=error.__name__
+    )
 
 
 def test_card_is_answered_as_json() -> None:

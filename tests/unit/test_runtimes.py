@@ -109,3 +109,26 @@ def test_pixels_that_may_not_be_written_are_read(card: ModelCard, unpacked: Path
     pixels.flags.writeable = False
     found = load_runtime(card, unpacked, Path(), CPU).logits(pixels)
     assert np.abs(found - wanted).max() < 1e-3
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+@pytest.mark.parametrize(("precision", "gap"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_features_are_those_in_front_of_the_mean(
+    tiny_model: ModelFolder, card: ModelCard, unpacked: Path, runtime: str, precision: str, gap: float
+) -> None:
+    network = load_network(tiny_model.card, tiny_model.weights, CPU)
+    with torch.inference_mode():
+        wanted = network.features(Preprocessing.of(tiny_model.card).to_tensor(PIXELS)).relu().numpy()
+    loaded = load_runtime(replace(card, runtime=runtime, precision=precision), unpacked, tiny_model.weights, CPU)
+    logits, features = loaded.logits_and_features(PIXELS)
+    assert features.dtype == np.float32
+    assert features.shape == wanted.shape
+    assert np.abs(features - wanted).max() < gap * np.abs(wanted).max()
+    assert (logits == loaded.logits(PIXELS)).all(), "what is explained is the prediction that is served"
+
+
+def test_features_of_a_compiled_network_are_the_same(tiny_model: ModelFolder) -> None:
+    eager = load_runtime(tiny_model.card, Path(), tiny_model.weights, CPU).logits_and_features(PIXELS)
+    compiled = load_runtime(tiny_model.card, Path(), tiny_model.weights, CPU, {"backend": "eager"})
+    for found, wanted in zip(compiled.logits_and_features(PIXELS), eager):
+        assert np.abs(found - wanted).max() < 1e-4
