@@ -27,6 +27,15 @@ from handler.deferred import deferred
 from handler.errors import NotSupported, RequestError
 from handler.hold import requested_hold, wait_for_release
 from handler.metrics import FAILED, WorkerMetrics, seconds_since_start, worker_number
+from handler.open_inference import (
+    InferPayload,
+    Model,
+    about_response,
+    infer_body,
+    infer_error_response,
+    infer_response,
+    parse_infer,
+)
 from handler.payload import Payload, header, parse
 from handler.preprocessing import Preprocessing
 from handler.responses import Response, describe_response, error_response, prediction_response
@@ -81,8 +90,9 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         self.runtime = load_runtime(self.card, model_dir, Path(self.model_pt_path), self.device, compiler)
         self.preprocessing = Preprocessing.of(self.card)
         self.image_processing = partial(self.preprocessing.read, max_pixels=self.max_pixels)
-        self._payloads: list[Payload | RequestError | None] = []  # None: a request for the card
+        self._payloads: list[Payload | Response] = []
         self._held = False
+        self.served = Model(context.model_name, context.manifest["model"]["modelVersion"])
         threads = self.card.threads_per_worker
         self._decoders = ThreadPoolExecutor(threads) if threads > 1 else None
         self._warm_up()
@@ -98,12 +108,12 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         """The model card, for ``GET /models/densenet?customized=true`` of the management API."""
         return self.card.to_dict()
 
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str | bytes]:
         """TorchServe's, with the time since the front door and failures reported."""
         headers = context.get_all_request_header(0)
         queued = seconds_since_start(headers, time.time())
         try:
-            answers: list[str] = super().handle(data, context)
+            answers: list[str | bytes] = super().handle(data, context)
         except Exception as error:
             # TorchServe answers the whole batch so (ts.service)
             self.metrics.count_answer(507 if isinstance(error, MemoryError) else 503, FAILED, len(data))
@@ -143,7 +153,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         with self.metrics.stage("inference"):
             return self.runtime.logits(data)  # (P, classes)
 
-    def postprocess(self, data: npt.NDArray[np.float32]) -> list[str]:
+    def postprocess(self, data: npt.NDArray[np.float32]) -> list[str | bytes]:
         """One answer a request, with its own status and content type.
 
         Args:
@@ -153,17 +163,18 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         served: list[list[Prediction]] = []
         start = 0
         for index, payload in enumerate(self._payloads):
-            if isinstance(payload, RequestError):
-                response = error_response(payload)
-            elif payload is None:
-                response = describe_response(self.describe_handle())
+            if isinstance(payload, Response):
+                response = payload
             else:
                 logits = data[start : start + len(payload.pictures)]  # (pictures, classes)
                 start += len(payload.pictures)
                 predictions = top_predictions(logits, self.labels, payload.topk or self.topk, self.card.temperature)
                 served += predictions
                 accept = header(self._headers(index), "accept")
-                response = prediction_response(predictions, accept, payload.topk is not None, payload.instances)
+                if isinstance(payload, InferPayload):
+                    response = infer_response(payload, self.served, predictions)
+                else:
+                    response = prediction_response(predictions, accept, payload.topk is not None, payload.instances)
             answers.append(self._answer(index, response))
         self.metrics.observe_predictions(served)
         return answers
@@ -180,21 +191,29 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         headers: dict[str, Any] = self.context.get_all_request_header(index)
         return headers
 
-    def _parse(self, row: dict[str, Any], index: int) -> Payload | None:
+    def _read(self, row: dict[str, Any], index: int) -> tuple[Payload | Response, list[np.ndarray]]:
+        """What a request asks for, or its answer where that is known, and its pictures as arrays."""
         headers = self._headers(index)
-        if headers.get("describe") == "True":
-            return None
-        if headers.get("explain") == "True":
-            raise NotSupported("explanations aren't served by this model; send the picture to /predictions instead")
-        return parse(row, headers, self.card.num_classes, self.max_instances)
-
-    def _read(self, row: dict[str, Any], index: int) -> tuple[Payload | RequestError | None, list[np.ndarray]]:
-        """What a request is, or what is wrong with it, and its pictures as arrays."""
+        infer = None
         try:
-            payload = self._parse(row, index)
-            return payload, self._decode(payload) if payload else []
+            if headers.get("describe") == "True":
+                return describe_response(self.describe_handle()), []
+            if "about" in row:
+                return about_response(row, self.served, self.runtime.name), []
+            if headers.get("explain") == "True":
+                raise NotSupported("explanations aren't served by this model; send the picture to /predictions instead")
+            infer = infer_body(row, headers)
+            if infer:
+                payload: Payload = parse_infer(
+                    *infer, self.card.num_classes, self.max_instances, max_pixels=self.max_pixels
+                )
+            else:
+                payload = parse(row, headers, self.card.num_classes, self.max_instances)
+            return payload, self._decode(payload)
         except RequestError as error:
-            return error, []
+            if infer:
+                return infer_error_response(error, infer[0].get("id"), self.served), []
+            return error_response(error), []
 
     def _decode(self, payload: Payload) -> list[np.ndarray]:
         arrays = []
@@ -207,11 +226,13 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
                 raise
         return arrays
 
-    def _answer(self, index: int, response: Response) -> str:
+    def _answer(self, index: int, response: Response) -> str | bytes:
         self.context.set_response_status(response.status, response.phrase, index)
         self.context.set_response_content_type(index, response.content_type)
         if not self._held:  # scale.py's own
             self.metrics.count_answer(response.status, response.outcome)
+        for name, value in response.headers.items():
+            self.context.set_response_header(index, name, value)
         return response.body
 
     def _warm_up(self) -> None:

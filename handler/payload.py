@@ -64,7 +64,7 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any], num_classes: int, 
         raise InvalidRequest(f"received JSON of type {type(body).__name__}, expected an object; {HOW_TO_SEND}")
     elif isinstance(body, (bytes, bytearray)) and not body and len(fields) > 1:
         del fields["body"]  # TorchServe adds an empty body to query parameters
-    topk = _topk(fields.pop("topk"), num_classes) if "topk" in fields else None
+    topk = topk_of(fields.pop("topk"), num_classes) if "topk" in fields else None
     if "instances" in fields:
         return Payload(_instances(fields, max_instances), topk, instances=True)
     unknown = sorted(set(fields) - set(PICTURE_FIELDS))
@@ -102,7 +102,12 @@ def _json_fields(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-def _topk(value: Any, num_classes: int) -> int:
+def topk_of(value: Any, num_classes: int) -> int:
+    """How many classes a field ``topk`` asks for.
+
+    Raises:
+        InvalidParameter: it is no number from 1 to ``num_classes``.
+    """
     text = bytes(value).decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
     if isinstance(text, str) and text.strip().isdecimal() and len(text.strip()) < 10:
         text = int(text)

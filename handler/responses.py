@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from handler.errors import RequestError
@@ -18,13 +18,14 @@ ANSWERED = "answered"
 
 @dataclass(frozen=True)
 class Response:
-    """Status, content type and body of one answer, and its outcome for the metrics."""
+    """Status, content type, body and further headers of one answer, and its outcome for the metrics."""
 
     status: int
     phrase: str
     content_type: str
-    body: str
+    body: str | bytes
     outcome: str = ANSWERED
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def prefers_text(accept: str) -> bool:

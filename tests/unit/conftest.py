@@ -38,7 +38,7 @@ class Answer:
     status: int
     phrase: str
     content_type: str
-    body: str
+    body: str | bytes
 
     @property
     def json(self) -> Any:
