@@ -28,6 +28,15 @@ from handler.errors import RequestError
 from handler.explanation import Explainer, ExplanationRequest
 from handler.hold import requested_hold, wait_for_release
 from handler.metrics import FAILED, WorkerMetrics, seconds_since_start, worker_number
+from handler.open_inference import (
+    InferPayload,
+    Model,
+    about_response,
+    infer_body,
+    infer_error_response,
+    infer_response,
+    parse_infer,
+)
 from handler.page import Page, wants_page
 from handler.payload import Payload, header, parse
 from handler.preprocessing import Preprocessing
@@ -91,6 +100,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         self.page = Page(context.model_name, self.card, self.labels)
         self._payloads: list[Payload | ExplanationRequest | Response] = []
         self._held = False
+        self.served = Model(context.model_name, context.manifest["model"]["modelVersion"])
         threads = self.card.threads_per_worker
         self._decoders = ThreadPoolExecutor(threads) if threads > 1 else None
         self._warm_up()
@@ -171,7 +181,10 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
                 start += len(payload.pictures)
                 predictions = top_predictions(logits, self.labels, payload.topk or self.topk, self.card.temperature)
                 served += predictions
-                response = prediction_response(predictions, accept, payload.topk is not None, payload.instances)
+                if isinstance(payload, InferPayload):
+                    response = infer_response(payload, self.served, predictions)
+                else:
+                    response = prediction_response(predictions, accept, payload.topk is not None, payload.instances)
             answers.append(self._answer(index, response))
         self.metrics.observe_predictions(served)
         return answers
@@ -193,18 +206,29 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
     ) -> tuple[Payload | ExplanationRequest | Response, list[npt.NDArray[np.uint8]]]:
         """What a request asks for, or its answer where that is known, and its pictures for the network."""
         headers = self._headers(index)
+        infer = None
         try:
             if headers.get("describe") == "True":
                 return describe_response(self.describe_handle()), []
+            if "about" in row:
+                return about_response(row, self.served, self.runtime.name), []
             if wants_page(row, headers):
                 return self.page.response, []
             explain = headers.get("explain") == "True"
-            payload = parse(row, headers, self.card.num_classes, self.max_instances, explain)
+            infer = None if explain else infer_body(row, headers)
+            if infer:
+                payload: Payload = parse_infer(
+                    *infer, self.card.num_classes, self.max_instances, max_pixels=self.max_pixels
+                )
+            else:
+                payload = parse(row, headers, self.card.num_classes, self.max_instances, explain)
             if payload.explanation:
                 views = _decode(payload, self.explainer.read)
                 return ExplanationRequest(payload.explanation, views, payload.instances), []
             return payload, _decode(payload, self.image_processing)
         except RequestError as error:
+            if infer:
+                return infer_error_response(error, infer[0].get("id"), self.served), []
             return error_response(error), []
 
     def _answer(self, index: int, response: Response) -> str | bytes:

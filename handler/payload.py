@@ -87,7 +87,7 @@ def parse(
     if explain:
         explanation = _explanation(fields, num_classes)
     elif "topk" in fields:
-        topk = _topk(fields.pop("topk"), num_classes)
+        topk = topk_of(fields.pop("topk"), num_classes)
     if "instances" in fields:
         pictures = _instances(fields, max_instances)
         if explanation and explanation.method != GRAD_CAM and len(pictures) > 1:
@@ -131,7 +131,12 @@ def _json_fields(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-def _topk(value: Any, num_classes: int) -> int:
+def topk_of(value: Any, num_classes: int) -> int:
+    """How many classes a field ``topk`` asks for.
+
+    Raises:
+        InvalidParameter: it is no number from 1 to ``num_classes``.
+    """
     number = _whole_number(value)
     if number is None or not 1 <= number <= num_classes:
         raise InvalidParameter(

@@ -25,8 +25,8 @@ class Response:
     phrase: str
     content_type: str
     body: str | bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
     outcome: str = ANSWERED
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def prefers(accept: str, wanted: str) -> bool:

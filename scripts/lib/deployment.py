@@ -15,8 +15,8 @@ from pathlib import Path
 import requests
 
 from handler.card import ModelCard
-from scripts.lib.client import error_message
 from scripts.lib.console import CommandError, duration, say
+from scripts.lib.error_form import error_of
 from scripts.lib.management import POLL_SECONDS
 from scripts.lib.packed import packed_model
 from scripts.lib.paths import MODEL_NAME
@@ -174,7 +174,7 @@ def _predict(server: Server, version: str, picture: Path) -> tuple[str, float]:
     address = f"{server.url}/predictions/{MODEL_NAME}/{version}"
     response = requests.put(address, data=picture.read_bytes(), headers=headers, timeout=60)
     if not response.ok:
-        return f"{response.status_code}: {error_message(response)}", 0.0
+        return f"{response.status_code}: {error_of(response.text, response.reason)[1]}", 0.0
     answer = response.json()
     return str(answer["label"]), float(answer["probability"])
 

@@ -354,5 +354,5 @@ class _Meter:
             self.progress.advance(units)
 
     def __exit__(self, *_: object) -> None:
-        if self.progress and self.progress.terminal and self.progress.done < self.progress.total:
+        if self.progress and self.progress.terminal and not self.progress.ended:
             print(file=sys.stderr)  # what comes next begins on a line of its own

@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -40,7 +41,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from scripts.lib.console import CommandError, duration
+from scripts.lib.console import CLEAR, CommandError, complain, duration, is_terminal, tell
 from scripts.lib.paths import ROOT
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
@@ -386,14 +387,14 @@ class Environment:
     def _step(self, what: str, command: Sequence[str], advice: str) -> None:
         """Run a program that takes long: say what it is, show that it lives, explain if it fails."""
         _tell(what)
-        terminal = sys.stderr.isatty()
+        terminal = is_terminal(sys.stderr)
         told = 0.0
 
         def tick(seconds: float) -> None:
             nonlocal told
             if terminal:
                 line = f"  {duration(seconds)}  {self._log_tail(1)}"[: shutil.get_terminal_size().columns - 1]
-                print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+                print(f"{CLEAR}{line}", end="", file=sys.stderr, flush=True)
             elif seconds - told >= 30:
                 told = seconds
                 _tell(f"still {what.split(' (', maxsplit=1)[0]}, {duration(seconds)} so far")
@@ -402,7 +403,7 @@ class Environment:
             status = self._logged(command, tick)
         finally:
             if terminal:
-                print("\r\033[K", end="", file=sys.stderr, flush=True)
+                print(CLEAR, end="", file=sys.stderr, flush=True)
         if status:
             print(self._log_tail(10), file=sys.stderr, flush=True)
             raise CommandError(f"{what.split(' (', maxsplit=1)[0]} failed; the whole output is in {self.log}; {advice}")
@@ -496,6 +497,13 @@ def run(
         main: the command; may import everything in ``requirements.txt``.
         development: ``main`` needs ``requirements-dev.txt`` too.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # file names of any bytes come out as they are; where the terminal's encoding lacks a character, as \\u…
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
+    own = ("127.0.0.1", "localhost", "::1")  # no proxy leads to this machine, however HTTP_PROXY is set
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), *own])
     try:
         check_python()
         args = build_parser().parse_args()
@@ -509,7 +517,7 @@ def run(
     except CommandError as error:
         status = _failed(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         status = 130
     except BrokenPipeError:
         # Whoever read our output (`| head`) has enough. Python flushes stdout once more at exit: into nothing.
@@ -525,7 +533,7 @@ def run(
 
 
 def _failed(error: Exception) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    complain(" ".join(str(error).split()))
     return 1
 
 

@@ -16,7 +16,7 @@ from handler.card import ModelCard
 from handler.errors import RequestError
 from handler.network import load_network
 from handler.preprocessing import Preprocessing
-from scripts.lib.client import Client
+from scripts.client import DenseNetClient
 from scripts.lib.console import CommandError, Progress, warn
 from scripts.lib.model_folder import ModelFolder
 from scripts.lib.training.dataset import MAX_PIXELS, Picture
@@ -269,21 +269,21 @@ def _in_process(model: ModelFolder, pictures: Sequence[Picture]) -> list[torch.T
 
 def _through_server(model: ModelFolder, pictures: Sequence[Picture], url: str) -> list[torch.Tensor | None]:
     """Log-probabilities (C,) of each picture as the server answers, None where it doesn't."""
-    client = Client(url, os.environ.get("DENSENET_TOKEN"))
     progress = Progress("evaluating", len(pictures))
     rows: list[torch.Tensor | None] = []
     classes = model.card.num_classes
-    for result in progress.over(client.predict_files([p.path for p in pictures], classes, concurrency=4)):
-        if result.answer is None:
-            warn(f"left out {result.path}: {result.error}")
-            rows.append(None)
-            continue
-        probabilities = torch.zeros(classes)
-        for prediction in result.answer["top"]:
-            if model.labels[prediction["index"]] != prediction["label"]:
-                raise CommandError(
-                    f"the server at {url} serves other labels than {model.card.name}; name its model with --weights"
-                )
-            probabilities[prediction["index"]] = prediction["probability"]
-        rows.append(probabilities.clamp(min=1e-9).log())
+    with DenseNetClient(url, os.environ.get("DENSENET_TOKEN")) as client:
+        for result in client.predict_many((p.path for p in pictures), classes, progress=progress.advance):
+            if result.answer is None:
+                warn(f"left out {result.picture}: {result.error}")
+                rows.append(None)
+                continue
+            probabilities = torch.zeros(classes)
+            for prediction in result.answer.top:
+                if model.labels[prediction.index] != prediction.label:
+                    raise CommandError(
+                        f"the server at {url} serves other labels than {model.card.name}; name its model with --weights"
+                    )
+                probabilities[prediction.index] = prediction.probability
+            rows.append(probabilities.clamp(min=1e-9).log())
     return rows

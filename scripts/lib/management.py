@@ -8,8 +8,8 @@ from typing import Any
 
 import requests
 
-from scripts.lib.client import error_message
 from scripts.lib.console import CommandError
+from scripts.lib.error_form import error_of
 from scripts.lib.paths import MODEL_NAME
 
 POLL_SECONDS = 0.2
@@ -62,9 +62,8 @@ class Management:
                 f"no server answers at {self.url} ({type(error).__name__}); start one with: python3 scripts/serve.py"
             ) from error
         if not response.ok:
-            raise CommandError(
-                f"{method} {address} was answered with {response.status_code}: {error_message(response)}"
-            )
+            _, message = error_of(response.text, response.reason)
+            raise CommandError(f"{method} {address} was answered with {response.status_code}: {message}")
         return response.json()
 
     def status(self, version: str | None = None) -> ModelStatus:

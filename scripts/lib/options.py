@@ -96,7 +96,7 @@ def add_management_options(parser: argparse.ArgumentParser) -> None:
 
 def port_number(text: str) -> int:
     """A port from 1024 to 65531: the four above it must exist too."""
-    port = int(text)
+    port = _whole_number(text, "1024 to 65531")
     if not 1024 <= port <= 65531:
         raise argparse.ArgumentTypeError(f"{port} is out of range, expected 1024 to 65531")
     return port
@@ -111,7 +111,14 @@ def version_number(text: str) -> str:
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    number = int(text)
+    number = _whole_number(text, "at least 1")
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is out of range, expected at least 1")
     return number
+
+
+def _whole_number(text: str, expected: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, expected {expected}") from None

@@ -128,6 +128,14 @@ def connect(port: int, url: str | None = None) -> Management:
     return Management(url or f"http://{LOOPBACK}:{port + 1}", token)
 
 
+def inference_token(port: int) -> str | None:
+    """The inference token: of the variable ``DENSENET_TOKEN``, or of the server that runs on ``port`` here."""
+    if os.environ.get("DENSENET_TOKEN"):
+        return os.environ["DENSENET_TOKEN"]
+    server = find_server(port)
+    return read_token(server.folder, "inference") if server and server.token else None
+
+
 def read_token(folder: Path, kind: str) -> str:
     """A token that TorchServe wrote for the server in ``folder``; kind ``management`` or ``inference``.
 

@@ -8,14 +8,13 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import numpy as np
 from PIL import Image
 
 from handler.card import ModelCard
-from scripts.lib.client import Client
+from scripts.client import DenseNetClient
 from scripts.lib.console import CommandError, say
 from scripts.lib.management import POLL_SECONDS
 from scripts.lib.server import Server, read_token, was_stopped
@@ -32,12 +31,11 @@ def warm_up(server: Server) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", quality=90)
-    client = Client(server.url, read_token(server.folder, "inference") if server.token else None)
-    try:
-        with ThreadPoolExecutor(max_workers=server.workers) as pool:
-            list(pool.map(client.predict, [buffer.getvalue()] * (WARM_UP_REQUESTS * server.workers)))
-    finally:
-        client.close()
+    pictures = [buffer.getvalue()] * (WARM_UP_REQUESTS * server.workers)
+    with DenseNetClient(server.url, read_token(server.folder, "inference") if server.token else None) as client:
+        for result in client.predict_many(pictures, concurrency=server.workers):
+            if result.error:
+                raise result.error
 
 
 def announce(server: Server, card: ModelCard, took: str) -> None:

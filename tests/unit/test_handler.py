@@ -80,7 +80,7 @@ def test_picture_is_answered_with_its_best_label(tiny_handler: DenseNetHandler) 
     assert set(answer.json) == {"label", "index", "probability"}
     assert answer.json["label"] == LABELS[answer.json["index"]]
     assert 1 / len(LABELS) <= answer.json["probability"] <= 1
-    assert answer.body.endswith("}\n")
+    assert str(answer.body).endswith("}\n")
 
 
 def test_answer_is_the_networks(tiny_handler: DenseNetHandler, tiny_model: ModelFolder) -> None:

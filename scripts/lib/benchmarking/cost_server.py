@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
+from scripts.client.asynchronous import FIRST_PAUSE_S
 from scripts.lib.benchmarking.contenders import free_ports
 from scripts.lib.benchmarking.measure import family_time, percentile
-from scripts.lib.client import BACK_OFF_S
 from scripts.lib.console import CommandError
 from scripts.lib.paths import MODEL_NAME
 from scripts.lib.server import LOOPBACK, Server, run_folder, start_server, stop_server, wait_until_ready
@@ -24,7 +24,7 @@ START_S = 4.0
 """Seconds of unmeasured load on a server that has just started: Java compiles what it does often."""
 LEAD_S = 0.5
 """Seconds of unmeasured load, at least, before each measurement."""
-REFUSAL_PAUSE_S = BACK_OFF_S
+REFUSAL_PAUSE_S = FIRST_PAUSE_S
 """Seconds after a 503, as ``predict.py`` waits: without, the clients would keep the server busy with refusals."""
 REQUEST_TIMEOUT_S = 120.0
 

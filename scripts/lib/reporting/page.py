@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image, ImageOps
 
-from handler.images import decode
 from scripts.lib.console import duration
 from scripts.lib.evaluation import Evaluation, calibration_bins
 from scripts.lib.model_folder import write_atomically
+from scripts.lib.reporting.html import template, thumbnail
 from scripts.lib.reporting.plots import learning_curves, reliability_diagram
-from scripts.lib.training.dataset import MAX_PIXELS
 
 MAX_MATRIX = 60
 """Classes up to which the confusion matrix is drawn; beyond, the table of the commonest mistakes stands alone."""
 WORST = 24
-THUMBNAIL_PX = 144
 
 
 def write_report(path: Path, evaluation: Evaluation, history: Sequence[Mapping[str, float]] = ()) -> None:
@@ -33,18 +27,11 @@ def write_report(path: Path, evaluation: Evaluation, history: Sequence[Mapping[s
         evaluation: what the page is about.
         history: rows of ``metrics.csv``, for the learning curves; none for a model that was only evaluated.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     bins = calibration_bins(evaluation.logits.softmax(dim=1), evaluation.targets)
     total = evaluation.total()
     cells = evaluation.confusion()
     mistakes = [cell for cell in cells if cell["label"] != cell["predicted"]]
-    page = environment.get_template("report.html").render(
+    page = template("report.html").render(
         card=evaluation.card,
         total=total,
         sources=evaluation.sources(),
@@ -82,13 +69,4 @@ def _worst(evaluation: Evaluation) -> list[dict[str, Any]]:
         if prediction["predicted"] != prediction["label"]
     ]
     wrong.sort(key=lambda item: -item[0]["probability"])
-    return [{**prediction, "thumbnail": _thumbnail(picture.path)} for prediction, picture in wrong[:WORST]]
-
-
-def _thumbnail(path: Path) -> str:
-    """A square JPEG of the picture's middle, as data URI."""
-    image = decode(path.read_bytes(), MAX_PIXELS)
-    small = ImageOps.fit(image, (THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return [{**prediction, "thumbnail": thumbnail(picture.path)} for prediction, picture in wrong[:WORST]]

@@ -17,8 +17,8 @@ from handler.errors import RequestError
 from handler.images import decode
 from scripts.lib.console import CommandError, Progress, warn
 from scripts.lib.model_folder import read_json
+from scripts.lib.pictures import walk_pictures
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 MAX_PIXELS = 200_000_000
 NEAR_DUPLICATE_BITS = 4
 """Pictures whose 64-bit difference hashes differ in at most this many bits stay on one side of a split."""
@@ -46,7 +46,7 @@ class Split:
 
 def picture_files(folder: Path) -> list[Path]:
     """The picture files below ``folder``, by suffix, sorted by path."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return list(walk_pictures(folder))
 
 
 def find_pictures(sources: Sequence[str], labels: Mapping[str, str] | None = None) -> list[Picture]:

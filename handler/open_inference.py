@@ -1,0 +1,317 @@
+"""The Open Inference Protocol (KServe V2): a request's tensors → pictures, predictions → tensors.
+
+A request is JSON, or JSON and behind it the contents of its tensor as bytes (the protocol's binary extension). It
+holds one input tensor, either
+
+- ``image``, BYTES, shape [N]: a picture file an element, in JSON as base64; or
+- ``pixels``, UINT8, shape [N, height, width, 3]: RGB, 0 to 255, of any size,
+
+and is answered with ``label`` (BYTES), ``index`` (INT32) and ``probability`` (FP32), each of shape [N, k], best first;
+k is the request's parameter ``topk``, 1 without it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import io
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from handler.errors import ImageTooLarge, InvalidParameter, InvalidRequest, RequestError, TooManyInstances
+from handler.payload import Payload, header, topk_of
+from handler.responses import JSON, Response
+from handler.topk import Prediction
+
+LENGTH_HEADER = "inference-header-content-length"
+"""How many bytes of a body are JSON, where the contents of tensors follow."""
+OUTPUTS = {"label": "BYTES", "index": "INT32", "probability": "FP32"}
+ACCEPTED = (
+    "accepted is one input: 'image', BYTES of shape [N], picture files (in JSON as base64), or 'pixels', UINT8 of "
+    "shape [N, height, width, 3], RGB"
+)
+
+
+@dataclass(frozen=True)
+class InferPayload(Payload):
+    """What an inference request asks for.
+
+    ``id``: the request's own, None without one. ``outputs``: names of tensors, ``binary`` those of them that are wanted
+    as bytes.
+    """
+
+    id: str | None = None
+    outputs: tuple[str, ...] = ()
+    binary: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Model:
+    """Name and version as the protocol tells them."""
+
+    name: str
+    version: str
+
+
+def infer_body(row: Mapping[str, Any], headers: Mapping[str, Any]) -> tuple[Mapping[str, Any], bytes] | None:
+    """The JSON of an inference request, and the contents of tensors behind it; None if the request is another one.
+
+    Args:
+        row, headers: as for :func:`handler.payload.parse`.
+
+    Raises:
+        InvalidRequest: the header that tells the length of the JSON doesn't fit the body.
+    """
+    body = row.get("body")
+    length = header(headers, LENGTH_HEADER)
+    data, contents = body, b""
+    if isinstance(body, (bytes, bytearray)):
+        if length:
+            data, contents = _split_body(bytes(body), length)
+        elif body.startswith(b"{") and not header(headers, "content-type"):
+            with contextlib.suppress(ValueError, RecursionError):
+                data = json.loads(body)  # tritonclient names no content type
+    return (data, contents) if isinstance(data, dict) and (length or "inputs" in data) else None
+
+
+def _split_body(body: bytes, length: str) -> tuple[Any, bytes]:
+    if not length.isdecimal() or len(length) > 9 or int(length) > len(body):
+        raise InvalidRequest(
+            f"received Inference-Header-Content-Length: {length[:20]}, expected how many of the body's {len(body)} "
+            "bytes are JSON"
+        )
+    try:
+        return json.loads(body[: int(length)]), body[int(length) :]
+    except (ValueError, RecursionError):
+        raise InvalidRequest(f"the first {length} bytes of the body aren't JSON; {ACCEPTED}") from None
+
+
+def parse_infer(
+    data: Mapping[str, Any], contents: bytes, num_classes: int, max_instances: int, max_pixels: int
+) -> InferPayload:
+    """An inference request; its pictures are files, also where pixels were sent.
+
+    Args:
+        data: its JSON.
+        contents: of a tensor that has no ``data``.
+        num_classes: the largest ``topk``.
+        max_instances: pictures that one request may carry.
+        max_pixels: width × height of ``pixels`` at most.
+
+    Raises:
+        InvalidRequest, InvalidParameter: it isn't what is ``ACCEPTED``.
+        TooManyInstances, ImageTooLarge: more than the limits allow.
+    """
+    identity = data.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise InvalidRequest(f"received {type(identity).__name__} as 'id', expected a string")
+    parameters = _object(data.get("parameters"), "'parameters'")
+    topk = topk_of(parameters["topk"], num_classes) if "topk" in parameters else None
+    inputs = data.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        count = len(inputs) if isinstance(inputs, list) else type(inputs).__name__
+        raise InvalidRequest(f"received {count} as 'inputs', expected a list of one tensor; {ACCEPTED}")
+    pictures = _pictures(inputs[0], contents, max_instances, max_pixels)
+    outputs, binary = _outputs(data.get("outputs"), bool(parameters.get("binary_data_output")))
+    return InferPayload(pictures, topk, True, id=identity, outputs=outputs, binary=binary)
+
+
+def infer_response(request: InferPayload, model: Model, pictures: Sequence[Sequence[Prediction]]) -> Response:
+    """The answer to an inference request.
+
+    Args:
+        request: what was asked for.
+        model: that answers.
+        pictures: (N, k), for each picture its predictions, best first.
+    """
+    shape = [len(pictures), len(pictures[0])]
+    values = [prediction for predictions in pictures for prediction in predictions]  # (N × k)
+    tensors, blobs = [], []
+    for name in request.outputs:
+        column: list[Any] = [getattr(prediction, name) for prediction in values]
+        tensor: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": shape}
+        if name in request.binary:
+            blobs.append(_to_bytes(column, OUTPUTS[name]))
+            tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            tensor["data"] = column
+        tensors.append(tensor)
+    head = {"model_name": model.name, "model_version": model.version, "outputs": tensors}
+    text = json.dumps(head if request.id is None else {"id": request.id, **head}, ensure_ascii=False)
+    if not blobs:
+        return Response(200, "OK", JSON, text + "\n")
+    head_bytes = text.encode()
+    headers = {"Inference-Header-Content-Length": str(len(head_bytes))}
+    return Response(200, "OK", "application/octet-stream", head_bytes + b"".join(blobs), headers=headers)
+
+
+def infer_error_response(error: RequestError, identity: object, model: Model) -> Response:
+    """The answer to an inference request that can't be served: TorchServe's error form, and the protocol's ``error``.
+
+    Over gRPC, TorchServe drops the status and passes tensors alone on; without all of them it never answers. So
+    there is one, ``error``.
+    """
+    outputs = [{"name": "error", "datatype": "BYTES", "shape": [1], "data": [str(error)]}]
+    names = {"id": identity if isinstance(identity, str) else "", "model_name": model.name}
+    rest = {"model_version": model.version, "outputs": outputs}
+    body = {**error.to_dict(), "error": str(error), **names, **rest}
+    return Response(error.status, error.phrase, JSON, json.dumps(body, ensure_ascii=False) + "\n", outcome=error.type)
+
+
+def about_response(row: Mapping[str, Any], model: Model, platform: str) -> Response:
+    """What the protocol tells about the model, from a worker that is ready: ``metadata``, or that it is ``ready``.
+
+    TorchServe has no route for either: the query parameter ``about`` asks for it, to which the front door leads the
+    protocol's paths.
+
+    Args:
+        row: of a request that has the parameter.
+        model: that answers.
+        platform: what computes.
+
+    Raises:
+        InvalidParameter: it is something else.
+        InvalidRequest: there is a picture, or another parameter.
+    """
+    extra = sorted(name for name in row if name not in ("about", "model_name") and (name != "body" or row[name]))
+    if extra:
+        raise InvalidRequest(f"received 'about' together with {extra[0][:100]!r}; send one or the other")
+    wanted = row["about"]
+    text = bytes(wanted).decode("utf-8", "replace") if isinstance(wanted, (bytes, bytearray)) else wanted
+    if text == "ready":
+        return Response(200, "OK", JSON, json.dumps({"name": model.name, "ready": True}) + "\n")
+    if text != "metadata":
+        raise InvalidParameter(f"received about={str(text)[:100]!r}; accepted are 'metadata' and 'ready'")
+    data = {
+        "name": model.name,
+        "versions": [model.version],
+        "platform": platform,
+        "inputs": [
+            {"name": "image", "datatype": "BYTES", "shape": [-1]},
+            {"name": "pixels", "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
+        ],
+        "outputs": [{"name": name, "datatype": datatype, "shape": [-1, -1]} for name, datatype in OUTPUTS.items()],
+    }
+    return Response(200, "OK", JSON, json.dumps(data) + "\n")
+
+
+def _pictures(tensor: Mapping[str, Any], contents: bytes, max_instances: int, max_pixels: int) -> list[bytes]:
+    kind = (tensor.get("name"), tensor.get("datatype"))
+    shape: Any = tensor.get("shape")
+    if kind not in (("image", "BYTES"), ("pixels", "UINT8")) or not _is_shape(shape, 1 if kind[0] == "image" else 4):
+        shown = f"{tensor.get('name')!r:.50}, {tensor.get('datatype')!r:.20} of shape {shape!r:.50}"
+        raise InvalidRequest(f"received the input {shown}; {ACCEPTED}")
+    count = shape[0]
+    if count > max_instances:
+        raise TooManyInstances(
+            f"received {count} pictures; accepted are at most {max_instances} in one request; send several requests"
+        )
+    size = _object(tensor.get("parameters"), "the input's 'parameters'").get("binary_data_size")
+    if size is not None and size != len(contents):
+        raise InvalidRequest(
+            f"received binary_data_size {size!r:.20} and {len(contents)} bytes behind the JSON; they must be the same"
+        )
+    if kind[0] == "image":
+        elements = _split_elements(contents) if size is not None else _from_base64(tensor.get("data"))
+        if len(elements) != count:
+            raise InvalidRequest(
+                f"received {len(elements)} elements in 'image', whose shape says {count} (TorchServe's gRPC drops "
+                "raw_input_contents; send contents.bytes_contents)"
+            )
+        return elements
+    height, width, channels = shape[1:]
+    if channels != 3:
+        raise InvalidRequest(f"received pixels of {channels} channels, expected 3, RGB; {ACCEPTED}")
+    if height * width > max_pixels:
+        raise ImageTooLarge(f"received pixels of {width} × {height}; accepted are at most {max_pixels:,} pixels")
+    flat = np.frombuffer(contents, np.uint8) if size is not None else _to_uint8(tensor.get("data"))
+    if flat.size != count * height * width * 3:
+        raise InvalidRequest(f"received {flat.size} values in 'pixels', whose shape {shape} says {np.prod(shape)}")
+    return [_to_file(array) for array in flat.reshape(shape)]  # (N, height, width, 3)
+
+
+def _is_shape(shape: Any, dimensions: int) -> bool:
+    """Whether it is a list of so many numbers from 1 to a million."""
+    return (
+        isinstance(shape, list)
+        and len(shape) == dimensions
+        and all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= 10**6 for n in shape)
+    )
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"received {type(value).__name__} as {where}, expected an object")
+    return value
+
+
+def _from_base64(data: Any) -> list[bytes]:
+    if not isinstance(data, list) or not all(isinstance(element, str) for element in data):
+        raise InvalidRequest(f"received no list of strings as the data of 'image'; {ACCEPTED}")
+    try:
+        return [base64.b64decode(element, validate=True) for element in data]
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"received data of 'image' that isn't base64 ({error}); encode the pictures") from None
+
+
+def _split_elements(contents: bytes) -> list[bytes]:
+    """The elements of a BYTES tensor: each behind its length, 4 bytes, little-endian."""
+    elements, at = [], 0
+    while at < len(contents):
+        end = at + 4 + int.from_bytes(contents[at : at + 4], "little")
+        if end > len(contents) or at + 4 > len(contents):
+            raise InvalidRequest("received a BYTES tensor that is cut off; each element goes behind 4 bytes of length")
+        elements.append(contents[at + 4 : end])
+        at = end
+    return elements
+
+
+def _to_uint8(data: Any) -> np.ndarray:
+    """Numbers of 0 to 255, flat or nested, as a flat array."""
+    try:
+        array = np.asarray(data)
+        if array.dtype.kind not in "iu" or array.size == 0 or array.min() < 0 or array.max() > 255:
+            raise ValueError
+    except (ValueError, OverflowError, RecursionError):
+        raise InvalidRequest("received other data of 'pixels' than whole numbers from 0 to 255") from None
+    return array.astype(np.uint8).reshape(-1)
+
+
+def _to_file(array: np.ndarray) -> bytes:
+    """Pixels (height, width, 3) as a picture file, PPM: they themselves behind a few bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PPM")
+    return buffer.getvalue()
+
+
+def _outputs(outputs: Any, binary: bool) -> tuple[tuple[str, ...], frozenset[str]]:
+    if outputs is None:
+        return tuple(OUTPUTS), frozenset(OUTPUTS if binary else ())
+    if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
+        raise InvalidRequest("received 'outputs' that is no list of objects with a name")
+    names = [output.get("name") for output in outputs]
+    unknown = [name for name in names if not isinstance(name, str) or name not in OUTPUTS]
+    if unknown or not names or len(set(names)) < len(names):
+        raise InvalidRequest(f"received the outputs {names!r:.100}; accepted are {', '.join(OUTPUTS)}, each once")
+    asked = {
+        output["name"]
+        for output in outputs
+        if _object(output.get("parameters"), "an output's 'parameters'").get("binary_data", binary)
+    }
+    return tuple(names), frozenset(asked)
+
+
+def _to_bytes(column: Sequence[Any], datatype: str) -> bytes:
+    if datatype == "BYTES":
+        elements = [text.encode() for text in column]
+        return b"".join(struct.pack("<I", len(element)) + element for element in elements)
+    return np.array(column, {"INT32": "<i4", "FP32": "<f4"}[datatype]).tobytes()

@@ -1,0 +1,61 @@
+"""docs/openapi.yaml against the running server: nothing that is fuzzed gets a 5xx, every answer conforms."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import requests
+import yaml
+
+from scripts.lib.paths import ROOT
+from tests.e2e.conftest import Running
+from tests.e2e.test_contract import LABELS
+
+OPENAPI = ROOT / "docs" / "openapi.yaml"
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
+    "negative_data_rejection"
+)
+EXAMPLES = 25
+"""For each operation, beside those that cover the limits."""
+
+
+def test_every_answer_to_a_fuzzer_is_as_described(server: Running, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [
+            *(
+                str(Path(sys.executable).with_name("schemathesis")),
+                "--config-file",
+                "tests/e2e/schemathesis.toml",
+                "run",
+            ),
+            *(str(OPENAPI), "--url", server.url, "--checks", CHECKS, "--phases", "examples,coverage,fuzzing"),
+            *("--max-examples", str(EXAMPLES), "--generation-deterministic", "--request-timeout", "60"),
+            *("--continue-on-failure", "--no-color"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.e2e.openapi_hooks"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert "Tested: 12" in result.stdout
+
+
+def test_the_description_knows_the_bundled_model() -> None:
+    text = yaml.safe_load(OPENAPI.read_text(encoding="utf-8"))
+    assert text["components"]["schemas"]["TopK"]["maximum"] == len(LABELS)
+
+
+def test_what_torchserve_describes_is_wrong(server: Running) -> None:
+    """When this fails, TorchServe's own description may have become useful: see docs/protocols.md."""
+    answer = requests.options(server.predictions, timeout=60).json()
+    assert set(answer["paths"]) == {
+        *("/prediction/densenet", "/v1/models/{model_name}:predict", "/v2/models/{model_name}/infer")
+    }
+    assert not any("requestBody" in path["post"] for path in answer["paths"].values())
