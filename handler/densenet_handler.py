@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from handler.card import CardError, ModelCard, check_labels
 from handler.deferred import deferred
 from handler.errors import NotSupported, RequestError
 from handler.hold import requested_hold, wait_for_release
+from handler.isolation import IsolatedReader
 from handler.metrics import FAILED, WorkerMetrics, seconds_since_start, worker_number
 from handler.payload import Payload, header, parse
 from handler.preprocessing import Preprocessing
@@ -80,7 +80,8 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         compiler = (config.get("pt2") or {}).get("compile")
         self.runtime = load_runtime(self.card, model_dir, Path(self.model_pt_path), self.device, compiler)
         self.preprocessing = Preprocessing.of(self.card)
-        self.image_processing = partial(self.preprocessing.read, max_pixels=self.max_pixels)
+        max_seconds = _limit(config, "max_decode_seconds")
+        self.image_processing = IsolatedReader(self.preprocessing, self.max_pixels, max_seconds).read
         self._payloads: list[Payload | RequestError | None] = []  # None: a request for the card
         self._held = False
         threads = self.card.threads_per_worker

@@ -8,14 +8,17 @@ image (resize the shorter side with antialiasing, centre crop, scale to 0…1, n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from handler.card import ModelCard
 from handler.images import decode_reduced
+
+if TYPE_CHECKING:
+    import torch  # the functions below import it: the decoding process (handler.isolation) does without
 
 REDUCING_GAP = 2
 """How many times ``resize`` a JPEG's sides stay at least when it is decoded at a reduced size.
@@ -90,10 +93,14 @@ class Preprocessing:
         Returns:
             (N, 3, H, W) float32, stored channels last, about -2.2 to 2.7 with ImageNet's mean and std.
         """
+        import torch
+
         return normalise(torch.tensor(batch), *self.scale_and_shift())  # (N, 3, H, W) float32
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaling to 0…1 and normalisation in one: factor and summand a channel, (3, 1, 1) each."""
+        import torch
+
         scale = torch.tensor([1 / (255 * s) for s in self.std]).view(3, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)]).view(3, 1, 1)
         return scale, shift
