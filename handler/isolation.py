@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import IO, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -210,7 +210,7 @@ class IsolatedReader:
         )
 
 
-def _take(pipe: BinaryIO, length: int) -> bytes:
+def _take(pipe: IO[bytes], length: int) -> bytes:
     content = pipe.read(length)
     if len(content) != length:
         raise EOFError

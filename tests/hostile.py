@@ -260,12 +260,10 @@ def _json(choose: random.Random) -> bytes:
 def _multipart(choose: random.Random) -> bytes:
     names = ("file", "data", "body", "topk", "x", "", "content-type", "accept", "describe", "a" * 5000, "ü", "../../x")
     pieces = (choose.choice(samples()[:20]), b"", b"5", b"-1", b"\xff\xfe", b"1" * 5000)
-    extras = ("", '; filename="x"', "\r\nContent-Type: application/json", "\r\nContent-Type: text/plain; charset=x")
-    extras += (
-        "\r\nContent-Transfer-Encoding: 7bit",
-        "\r\nContent-Transfer-Encoding: base65",
-        '; filename="' + "x" * 9000,
-    )
+    extras = [
+        *("", '; filename="x"', "\r\nContent-Type: application/json", "\r\nContent-Type: text/plain; charset=x"),
+        *("\r\nContent-Transfer-Encoding: 7bit", "\r\nContent-Transfer-Encoding: base65", '; filename="' + "x" * 9000),
+    ]
     parts = [
         _part(choose.choice(names), choose.choice(pieces), choose.choice(extras)) for _ in range(choose.randrange(5))
     ]
@@ -318,6 +316,7 @@ def _http(choose: random.Random) -> Input:
         ),
         lambda: Input("method-odd", request(body, method=choose.choice(_METHODS))),
         lambda: Input("path-odd", request(body, path=choose.choice(_PATHS))),
+        lambda: Input("path-without-slash", request(body, path=choose.choice(("*", "", "predictions")))),
         lambda: Input("http-2-preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), False),
         lambda: Input("tls-hello", b"\x16\3\1\2\0\1\0\1\xfc\3\3" + choose.randbytes(200) + b"\r\n\r\n", False),
         lambda: Input("no-http", choose.randbytes(choose.choice((1, 100, 10_000))) + b"\r\n\r\n", False),
@@ -336,27 +335,19 @@ def _http(choose: random.Random) -> Input:
     return choose.choice(made)()
 
 
-_TYPES = ("", "/", "text/plain", "text/plain; charset=utf-16", "text/html; charset=no-such", "image/", "a" * 5000)
-_TYPES += (
-    "application/json; charset=utf-7",
-    "multipart/mixed; boundary=b",
-    "multipart/form-data; boundary=" + "b" * 5000,
-)
-_TYPES += ('multipart/form-data; boundary="', "APPLICATION/JSON", "application/cloudevents+json", "application/grpc")
+_TYPES: list[str] = [
+    *("", "/", "text/plain", "text/plain; charset=utf-16", "text/html; charset=no-such", "image/", "a" * 5000),
+    *("application/json; charset=utf-7", "multipart/mixed; boundary=b", "multipart/form-data; boundary=" + "b" * 5000),
+    *('multipart/form-data; boundary="', "APPLICATION/JSON", "application/cloudevents+json", "application/grpc"),
+]
 _ACCEPTS = ("text/plain;q=nan", "text/plain;q=1e999", ";;;,,,", "text/plain" * 500, "*/*;q=-1", "text/html", "\xff")
 _METHODS = ("GET", "PUT", "DELETE", "OPTIONS", "HEAD", "TRACE", "CONNECT", "PATCH", "BREW", "get", "")
-_PATHS = ("/", "*", "//", "/../../etc/passwd", "/%00", "/%", "/%2e%2e/", "/predictions", "/predictions/", PATH + "/9.9")
-_PATHS += (PATH + "%00", "/predictions/%ff", "/v1/models/densenet:predict", "/v2/models/densenet/infer", "/invocations")
-_PATHS += (
-    "/models",
-    "/models/densenet",
-    "/metrics",
-    "/token?type=management",
-    "/api-description",
-    "http://[/",
-    "/?a=%",
-)
-_PATHS += ("/models?url=http://127.0.0.1:9/x.mar", "/workflows", "/wfpredict/x", "/explanations/densenet", "/ping")
+_PATHS: list[str] = [
+    *("/", "//", "/../../etc/passwd", "/%00", "/%", "/%2e%2e/", "/predictions", "/predictions/", PATH + "/9.9"),
+    *(PATH + "%00", "/predictions/%ff", "/v1/models/densenet:predict", "/v2/models/densenet/infer", "/invocations"),
+    *("/models", "/models/densenet", "/metrics", "/token?type=management", "/api-description", "http://[/", "/?a=%"),
+    *("/models?url=http://127.0.0.1:9/x.mar", "/workflows", "/wfpredict/x", "/explanations/densenet", "/ping"),
+]
 
 
 def _with_control(choose: random.Random, where: str, body: bytes) -> bytes:

@@ -145,7 +145,12 @@ def test_death_of_the_process_is_one_requests_error(
     assert reader.read(data).shape == (64, 64, 3)
     process = helper(reader)
     process.suspend()
-    timer = threading.Timer(0.3, lambda: (process.send_signal(number), process.resume()))
+
+    def end() -> None:
+        process.send_signal(number)
+        process.resume()
+
+    timer = threading.Timer(0.3, end)
     timer.start()
     with pytest.raises(error, match=message):
         reader.read(data)

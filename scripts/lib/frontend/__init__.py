@@ -1,9 +1,9 @@
-"""Limits that TorchServe's frontend lacks: a Java agent of two classes, ``limits.jar``.
+"""Limits that TorchServe's frontend lacks: a Java agent, ``limits.jar``, of which the server's JVM is told.
 
 The archived TorchServe bundles Netty 4.1.53, which takes forms of any number of fields
-(CVE-2024-29025): one request of 31 MB made the frontend grow to 6 GB. ``densenet/FormLimits.java``
-tells how the agent closes that. ``python3 -m scripts.lib.frontend`` compiles it anew with javac 17;
-a test compiles it and compares the bytes.
+(CVE-2024-29025): one request of 31 MB made the frontend grow to 6 GB and killed a worker.
+``densenet/FrontendLimits.java`` tells how the agent closes that. ``python3 -m scripts.lib.frontend``
+compiles it anew with javac 17; a test compiles it and compares the bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 LIMITS = FOLDER / "limits.jar"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_MANIFEST = b"Manifest-Version: 1.0\r\nPremain-Class: densenet.FormLimits\r\n\r\n"
+_MANIFEST = b"Manifest-Version: 1.0\r\nPremain-Class: densenet.FrontendLimits\r\n\r\n"
 
 
 def build_limits(javac: str, frontend: Path) -> bytes:

@@ -15,6 +15,9 @@ public final class FormDecoder {
     /** Netty's own default since 4.1.108. A request of this project has at most five. */
     static final int MAX_FIELDS = 128;
 
+    /** What the headers of a field may say of it: its name, its file's name, type and coding. */
+    static final int DESCRIPTIONS = 4;
+
     private final HttpPostRequestDecoder decoder;
 
     /** Decodes the whole form: TorchServe hands over requests that are complete. */
@@ -29,15 +32,23 @@ public final class FormDecoder {
                             + " multipart field");
         } catch (RuntimeException error) {
             limited.cleanRequestHttpData(request);
-            throw new BadRequestException(
-                    "received a form that can't be parsed; send the picture as the body with its content type (curl -T"
-                            + " dog.jpg), or as multipart/form-data (curl -F file=@dog.jpg)");
+            throw unreadable();
         }
+    }
+
+    private static BadRequestException unreadable() {
+        return new BadRequestException(
+                "received a form that can't be parsed; send the picture as the body with its content type (curl -T"
+                        + " dog.jpg), or as multipart/form-data (curl -F file=@dog.jpg)");
     }
 
     /** See HttpPostRequestDecoder. */
     public static boolean isMultipart(HttpRequest request) {
-        return HttpPostRequestDecoder.isMultipart(request);
+        try {
+            return HttpPostRequestDecoder.isMultipart(request);
+        } catch (RuntimeException error) { // a boundary that is a lone quotation mark
+            throw unreadable();
+        }
     }
 
     /** See HttpPostRequestDecoder. */
@@ -67,6 +78,7 @@ public final class FormDecoder {
     /** Counts the fields of its one request as they are made. */
     private static final class LimitedFactory extends DefaultHttpDataFactory {
         private int fields;
+        private int descriptions;
 
         LimitedFactory() {
             super(false); // in memory, never in a file: the whole body is there already
@@ -92,7 +104,9 @@ public final class FormDecoder {
 
         @Override
         public Attribute createAttribute(HttpRequest request, String name, String value) {
-            count();
+            if (++descriptions > MAX_FIELDS * DESCRIPTIONS) {
+                throw new TooManyFields();
+            }
             return super.createAttribute(request, name, value);
         }
 

@@ -8,36 +8,44 @@ import java.io.IOException;
 import java.lang.instrument.ClassFileTransformer;
 import java.lang.instrument.Instrumentation;
 import java.security.ProtectionDomain;
-import java.util.Set;
+import java.util.Map;
 
 /**
- * Java agent that makes TorchServe 0.12 read forms with {@link FormDecoder} instead of Netty 4.1.53's
- * HttpPostRequestDecoder, which takes any number of fields (CVE-2024-29025).
+ * Java agent that puts this package's classes into TorchServe 0.12's frontend: {@link FormDecoder} for Netty 4.1.53's
+ * HttpPostRequestDecoder, which takes any number of fields (CVE-2024-29025), and {@link PathDecoder} for its
+ * QueryStringDecoder.
  *
- * <p>It writes one name anew in the constant pools of the two classes that read forms, as they are loaded. Nothing
- * else changes: FormDecoder has the constructor and the methods that those two call.
+ * <p>It writes one name anew in the constant pools of the classes that use them, as they are loaded. Nothing else
+ * changes: ours have the constructors and the methods that are called there.
  */
-public final class FormLimits implements ClassFileTransformer {
-    private static final Set<String> READERS =
-            Set.of(
-                    "org/pytorch/serve/http/api/rest/InferenceRequestHandler",
-                    "org/pytorch/serve/workflow/api/http/WorkflowInferenceRequestHandler");
-    private static final String THEIRS = "io/netty/handler/codec/http/multipart/HttpPostRequestDecoder";
-    private static final String OURS = "densenet/FormDecoder";
+public final class FrontendLimits implements ClassFileTransformer {
+    private static final String FORM = "io/netty/handler/codec/http/multipart/HttpPostRequestDecoder";
+    private static final String PATH = "io/netty/handler/codec/http/QueryStringDecoder";
+
+    /** The class that is changed, to the name that is replaced in it. */
+    private static final Map<String, String> CHANGED =
+            Map.of(
+                    "org/pytorch/serve/http/api/rest/InferenceRequestHandler", FORM,
+                    "org/pytorch/serve/workflow/api/http/WorkflowInferenceRequestHandler", FORM,
+                    "org/pytorch/serve/http/HttpRequestHandler", PATH);
+
+    private static final Map<String, String> OURS =
+            Map.of(FORM, "densenet/FormDecoder", PATH, "densenet/PathDecoder");
 
     /** What the JVM calls before TorchServe's main. */
     public static void premain(String arguments, Instrumentation instrumentation) {
-        instrumentation.addTransformer(new FormLimits());
+        instrumentation.addTransformer(new FrontendLimits());
     }
 
     @Override
     public byte[] transform(
             ClassLoader loader, String name, Class<?> redefined, ProtectionDomain domain, byte[] code) {
-        if (!READERS.contains(name)) {
+        String theirs = name == null ? null : CHANGED.get(name);
+        if (theirs == null) {
             return null;
         }
         try {
-            return renamed(code);
+            return renamed(code, theirs);
         } catch (IOException | RuntimeException error) {
             // without the limit the server must not run, and the JVM swallows what a transformer throws
             System.err.println("frontend limits: " + name + " isn't TorchServe 0.12's: " + error);
@@ -46,8 +54,8 @@ public final class FormLimits implements ClassFileTransformer {
         }
     }
 
-    /** The class file with THEIRS replaced by OURS (format: Java Virtual Machine Specification, 4.1 and 4.4). */
-    private static byte[] renamed(byte[] code) throws IOException {
+    /** The class file with ours in the place of theirs (format: Java Virtual Machine Specification, 4.1 and 4.4). */
+    private static byte[] renamed(byte[] code, String theirs) throws IOException {
         DataInputStream in = new DataInputStream(new ByteArrayInputStream(code));
         ByteArrayOutputStream bytes = new ByteArrayOutputStream();
         DataOutputStream out = new DataOutputStream(bytes);
@@ -60,9 +68,9 @@ public final class FormLimits implements ClassFileTransformer {
             out.writeByte(tag);
             if (tag == 1) { // Utf8
                 String text = in.readUTF();
-                boolean theirs = text.equals(THEIRS);
-                found += theirs ? 1 : 0;
-                out.writeUTF(theirs ? OURS : text);
+                boolean same = text.equals(theirs);
+                found += same ? 1 : 0;
+                out.writeUTF(same ? OURS.get(text) : text);
                 continue;
             }
             out.write(in.readNBytes(size(tag)));
@@ -71,7 +79,7 @@ public final class FormLimits implements ClassFileTransformer {
             }
         }
         if (found != 1) {
-            throw new IllegalStateException("it names the form decoder " + found + " times");
+            throw new IllegalStateException("it names " + theirs + " " + found + " times");
         }
         in.transferTo(out);
         return bytes.toByteArray();
