@@ -39,6 +39,8 @@ with deferred():
 logger = logging.getLogger(__name__)
 
 WARM_UP_RUNS = 3
+NOISE = ("Failed json decoding", "Failed utf-8 decoding")
+"""What TorchServe logs, with a traceback of 30 lines, of each body that isn't the JSON or text that it is said to be."""
 
 
 class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has no type hints
@@ -86,6 +88,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         self._held = False
         threads = self.card.threads_per_worker
         self._decoders = ThreadPoolExecutor(threads) if threads > 1 else None
+        logging.getLogger().addFilter(_is_no_noise)
         self._warm_up()
         gc.freeze()  # what was loaded stays: no collection looks at it again
         self.initialized = True
@@ -231,6 +234,11 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
                 raise CardError("the network answers a blank picture with infinite or undefined logits; retrain it")
             top_predictions(logits, self.labels, self.topk)
         logger.info("warmed up in %.1f s", time.monotonic() - start)
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    """Whether a line is worth logging: the client is told what was wrong with its body, and must not fill the disk."""
+    return not str(record.msg).startswith(NOISE)
 
 
 def _limit(config: Mapping[str, Any], name: str) -> int:

@@ -185,7 +185,7 @@ def samples() -> tuple[bytes, ...]:
 _EXTREMES = (b"\0\0", b"\xff\xff", b"\x7f\xff", b"\x80\0", b"\0\1", b"\xff\xfe")
 
 
-def _damaged(choose: random.Random) -> bytes:
+def damaged(choose: random.Random) -> bytes:
     """A good picture with bytes changed, cut out, repeated or set to extreme numbers, most of them near its head."""
     data = bytearray(choose.choice(samples()))
     for _ in range(choose.choice((1, 1, 2, 4, 16, 64))):
@@ -207,7 +207,7 @@ def _damaged(choose: random.Random) -> bytes:
     return bytes(data)
 
 
-def _polyglot(choose: random.Random) -> bytes:
+def polyglot(choose: random.Random) -> bytes:
     """The head of one thing on the rest of another."""
     first, second = choose.choice(samples()), choose.choice(samples())
     other = choose.choice(
@@ -384,9 +384,9 @@ def inputs(seed: int, heavy: bool = False) -> Iterator[Input]:
     cuts = [(data, percent) for data in samples() for percent in range(LAST_PERCENT)]
     choose.shuffle(cuts)
     makers: tuple[Callable[[], Input], ...] = (
-        lambda: _picture(choose, "damaged", _damaged(choose)),
-        lambda: _picture(choose, "damaged", _damaged(choose)),
-        lambda: _picture(choose, "polyglot", _polyglot(choose)),
+        lambda: _picture(choose, "damaged", damaged(choose)),
+        lambda: _picture(choose, "damaged", damaged(choose)),
+        lambda: _picture(choose, "polyglot", polyglot(choose)),
         lambda: Input("json", request(_json(choose), JSON)),
         lambda: Input("multipart", request(_multipart(choose), MULTIPART)),
         lambda: _http(choose),

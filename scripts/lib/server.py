@@ -96,10 +96,18 @@ class Server:
         """Its Java process, None if it is gone."""
         try:
             process = psutil.Process(self.pid)
-            alive = abs(process.create_time() - self.created) < 2 and process.status() != psutil.STATUS_ZOMBIE
+            alive = abs(started(process) - self.created) < 2 and process.status() != psutil.STATUS_ZOMBIE
             return process if alive else None
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return None
+
+
+def started(process: psutil.Process) -> float:
+    """When a process started, in seconds: on Linux since the boot, so that setting the clock changes nothing."""
+    if not sys.platform.startswith("linux"):
+        return process.create_time()
+    fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # starttime, see proc(5)
 
 
 def run_folder(port: int) -> Path:
@@ -252,7 +260,7 @@ def start_server(
     server = Server(
         port,
         process.pid,
-        process.create_time(),
+        started(process),
         host,
         management_host,
         token,
