@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 WARM_UP_RUNS = 3
 NOISE = ("Failed json decoding", "Failed utf-8 decoding")
-"""What TorchServe logs, with a traceback of 30 lines, of each body that isn't the JSON or text that it is said to be."""
+"""What TorchServe logs, with a traceback of 30 lines, of each body that isn't the JSON or text that it is called."""
 
 
 class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has no type hints
