@@ -23,8 +23,11 @@ class Reply:
 
     @property
     def is_proper(self) -> bool:
-        """Success, or a 4xx in TorchServe's error form; Netty answers without a body what it can't read at all."""
-        if self.status is None or not 200 <= self.status < 500 or 300 <= self.status < 400:
+        """Success, or a 4xx (501: a route that isn't served) in TorchServe's error form; Netty answers without a body what it can't read at all."""
+        served = self.status is not None and (
+            200 <= self.status < 300 or 400 <= self.status < 500 or self.status == 501
+        )
+        if self.status is None or not served:
             return False
         if self.status < 300 or not self.body:
             return True

@@ -244,7 +244,7 @@ def start_server(
     check_start(port, host, management_host, metrics_host)
     folder = run_folder(port)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # it exists where it can't be removed
     folder.chmod(0o700)
     properties = server_properties(port, host, management_host, workers, token, metrics_host)
     temporary = Path(tempfile.mkdtemp(prefix="densenet-"))
