@@ -23,7 +23,10 @@ class Reply:
 
     @property
     def is_proper(self) -> bool:
-        """Success, or a 4xx (501: a route that isn't served) in TorchServe's error form; Netty answers without a body what it can't read at all."""
+        """Success, or a 4xx in TorchServe's error form (501: a route that isn't served).
+
+        Netty answers without a body what it can't read at all.
+        """
         served = self.status is not None and (
             200 <= self.status < 300 or 400 <= self.status < 500 or self.status == 501
         )
