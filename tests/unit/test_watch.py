@@ -31,7 +31,7 @@ def server(tmp_path: Path) -> Any:
 
 def status(*states: str) -> ModelStatus:
     """What the management API says of workers in these states."""
-    return ModelStatus("1.0", [Worker(str(i), state, 1, 0) for i, state in enumerate(states)], 1, 1, "densenet.mar")
+    return ModelStatus("1.0", "densenet.mar", [Worker(str(i), state, 1, 0) for i, state in enumerate(states)], 1, 1)
 
 
 @pytest.mark.parametrize(
