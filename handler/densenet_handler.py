@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +26,7 @@ from handler.deferred import deferred
 from handler.errors import RequestError
 from handler.explanation import Explainer, ExplanationRequest
 from handler.hold import requested_hold, wait_for_release
+from handler.isolation import IsolatedReader
 from handler.metrics import FAILED, WorkerMetrics, seconds_since_start, worker_number
 from handler.open_inference import (
     InferPayload,
@@ -50,6 +50,8 @@ with deferred():
 logger = logging.getLogger(__name__)
 
 WARM_UP_RUNS = 3
+NOISE = ("Failed json decoding", "Failed utf-8 decoding")
+"""What TorchServe logs, with a traceback of 30 lines, of each body that isn't the JSON or text that it is called."""
 
 Read = TypeVar("Read")
 
@@ -93,9 +95,11 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         compiler = (config.get("pt2") or {}).get("compile")
         self.runtime = load_runtime(self.card, model_dir, Path(self.model_pt_path), self.device, compiler)
         self.preprocessing = Preprocessing.of(self.card)
-        self.image_processing = partial(self.preprocessing.read, max_pixels=self.max_pixels)
+        max_seconds = _limit(config, "max_decode_seconds")
+        reader = IsolatedReader(self.preprocessing, self.max_pixels, max_seconds)
+        self.image_processing = reader.read
         self.explainer = Explainer(
-            *(self.card, self.labels, self.runtime, Path(self.model_pt_path), self.device, self.max_pixels)
+            *(self.card, self.labels, self.runtime, Path(self.model_pt_path), self.device, reader)
         )
         self.page = Page(context.model_name, self.card, self.labels)
         self._payloads: list[Payload | ExplanationRequest | Response] = []
@@ -103,6 +107,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         self.served = Model(context.model_name, context.manifest["model"]["modelVersion"])
         threads = self.card.threads_per_worker
         self._decoders = ThreadPoolExecutor(threads) if threads > 1 else None
+        logging.getLogger().addFilter(_is_no_noise)
         self._warm_up()
         gc.freeze()  # what was loaded stays: no collection looks at it again
         self.initialized = True
@@ -269,6 +274,11 @@ def _decode(payload: Payload, read: Callable[[bytes], Read]) -> list[Read]:
                 raise type(error)(f"instance {number}: {error}") from None
             raise
     return pictures
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    """Whether a line is worth logging: the client is told what was wrong with its body, and must not fill the disk."""
+    return not str(record.msg).startswith(NOISE)
 
 
 def _limit(config: Mapping[str, Any], name: str) -> int:

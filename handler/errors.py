@@ -46,6 +46,13 @@ class ImageTooLarge(RequestError):
     phrase = "Payload Too Large"
 
 
+class ImageTooComplex(RequestError):
+    """Decoding the picture takes longer than the server allows."""
+
+    status = 413
+    phrase = "Payload Too Large"
+
+
 class TooManyInstances(RequestError):
     """One request carries more pictures than the server takes at once."""
 

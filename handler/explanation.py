@@ -24,10 +24,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from handler.card import ModelCard
-from handler.images import decode_reduced
+from handler.isolation import IsolatedReader
 from handler.network import load_network
 from handler.payload import GRAD_CAM, ExplanationOptions
-from handler.preprocessing import Preprocessing
+from handler.preprocessing import Preprocessing, View
 from handler.responses import JSON, PNG, Response, json_text, prefers
 from handler.runtimes import Runtime
 from handler.topk import Prediction, top_predictions
@@ -48,18 +48,6 @@ OPACITY = (0.25, 0.75)
 _COLOURS = np.stack(
     [np.interp(np.linspace(0, 1, 256), np.linspace(0, 1, len(PALETTE)), channel) for channel in zip(*PALETTE)], axis=1
 ).astype(np.uint8)  # (256, 3)
-
-
-@dataclass(frozen=True)
-class View:
-    """A picture for explaining: the image, width and height of the whole picture, and what the network sees of it.
-
-    ``array``: (crop, crop, 3) uint8. The image may be reduced, see :func:`handler.images.decode_reduced`.
-    """
-
-    image: Image.Image
-    size: tuple[int, int]
-    array: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -94,20 +82,19 @@ class Explainer:
         runtime: Runtime,
         weights: Path,
         device: torch.device,
-        max_pixels: int,
+        reader: IsolatedReader,
     ) -> None:
         self._card, self._labels, self._runtime = card, labels, runtime
-        self._weights, self._device, self._max_pixels = weights, device, max_pixels
+        self._weights, self._device, self._reader = weights, device, reader
         self._preprocessing = Preprocessing.of(card)
 
     def read(self, data: bytes) -> View:
         """The picture in a file.
 
         Raises:
-            InvalidImage, ImageTooLarge: see :func:`handler.images.decode`.
+            InvalidImage, ImageTooLarge, ImageTooComplex: see :meth:`handler.isolation.IsolatedReader.read`.
         """
-        image, size = decode_reduced(data, self._max_pixels, self._preprocessing.enough)
-        return View(image, size, self._preprocessing.to_array(image, size))
+        return self._reader.view(data, OVERLAY_SCALE * self._card.crop)
 
     def explain(self, pixels: npt.NDArray[np.uint8], options: ExplanationOptions) -> Explanation:
         """What speaks for a class in a picture.
@@ -139,9 +126,10 @@ class Explainer:
 
     def draw(self, explanation: Explanation, view: View) -> bytes:
         """A PNG of what the network saw, the heat map over it; its sides are OVERLAY_SCALE × crop px."""
-        side = OVERLAY_SCALE * self._card.crop
-        picture = self._preprocessing.centre(view.image, view.size, side)
-        heat = Image.fromarray((255 * enlarged(explanation.heat, side)).round().astype(np.uint8))  # (side, side)
+        picture = Image.fromarray(view.enlarged)
+        heat = Image.fromarray(
+            (255 * enlarged(explanation.heat, picture.width)).round().astype(np.uint8)
+        )  # (side, side)
         opacity = heat.point([round(255 * value) for value in np.linspace(*OPACITY, 256)])
         heat.putpalette(_COLOURS.tobytes())
         buffer = io.BytesIO()

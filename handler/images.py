@@ -40,6 +40,8 @@ _UPRIGHT = {
 }
 """EXIF orientation to what sets the picture upright (CIPA DC-008, tag 0x0112)."""
 _SWAPS_SIDES = frozenset(method for orientation, method in _UPRIGHT.items() if orientation >= 5)
+STRIP = 256
+"""Rows that are laid over white at a time."""
 _ICON = b"\0\0\1\0"
 ACCEPTED = "accepted are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ICO and PPM pictures"
 
@@ -176,9 +178,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.point(lambda v: v * (255 / span) + (-low * 255 / span))  # type: ignore[operator]
         return image.convert("L").convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        for top in range(0, image.height, STRIP):  # a large picture isn't held a third and a fourth time
+            strip = image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("RGBA")
+            white.paste(strip, (0, top), strip)
+        return white
     return image.convert("RGB")
 
 

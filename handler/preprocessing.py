@@ -8,20 +8,36 @@ image (resize the shorter side with antialiasing, centre crop, scale to 0…1, n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from handler.card import ModelCard
 from handler.images import decode_reduced
+
+if TYPE_CHECKING:
+    import torch  # the functions below import it: the decoding process (handler.isolation) does without
 
 REDUCING_GAP = 2
 """How many times ``resize`` a JPEG's sides stay at least when it is decoded at a reduced size.
 
 Pillow's own ``thumbnail`` takes the same. What is left to the resize decides how the result looks;
 with 1, the labels of one picture in thirty would change."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture for the network and for people: what the network sees, as it takes it and larger.
+
+    ``array``: (crop, crop, 3) uint8. ``enlarged``: (side, side, 3) uint8. ``size``: width and height of
+    the whole picture in px, upright.
+    """
+
+    array: npt.NDArray[np.uint8]
+    enlarged: npt.NDArray[np.uint8]
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,11 @@ class Preprocessing:
             InvalidImage, ImageTooLarge: see :func:`handler.images.decode`.
         """
         return self.to_array(*decode_reduced(data, max_pixels, self.enough))
+
+    def view(self, data: bytes, max_pixels: int, side: int) -> View:
+        """What the network sees of a picture file, and the same with ``side`` px; errors as for :meth:`read`."""
+        image, size = decode_reduced(data, max_pixels, self.enough)
+        return View(self.to_array(image, size), np.asarray(self.centre(image, size, side)), size)
 
     def to_array(self, image: Image.Image, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
         """The centre of an RGB image, scaled so that its shorter side is ``resize`` px.
@@ -108,10 +129,14 @@ class Preprocessing:
         Returns:
             (N, 3, H, W) float32, stored channels last, about -2.2 to 2.7 with ImageNet's mean and std.
         """
+        import torch
+
         return normalise(torch.tensor(batch), *self.scale_and_shift())  # (N, 3, H, W) float32
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaling to 0…1 and normalisation in one: factor and summand a channel, (3, 1, 1) each."""
+        import torch
+
         scale = torch.tensor([1 / (255 * s) for s in self.std]).view(3, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std)]).view(3, 1, 1)
         return scale, shift

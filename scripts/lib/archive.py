@@ -101,9 +101,9 @@ def check_model_config(config: object) -> Mapping[str, Any]:
             f"known are {', '.join(sorted(KNOWN_KEYS))}, limits and pt2"
         )
     limits = config.get("limits")
-    wanted = {"max_image_pixels", "max_instances"}
+    wanted = {"max_image_pixels", "max_decode_seconds", "max_instances"}
     if not isinstance(limits, Mapping) or set(limits) != wanted or not all(_positive(v) for v in limits.values()):
-        raise CommandError(f"config/{MODEL_CONFIG}: limits must hold {' and '.join(sorted(wanted))}, positive numbers")
+        raise CommandError(f"config/{MODEL_CONFIG}: limits must hold {', '.join(sorted(wanted))}, positive numbers")
     return config
 
 

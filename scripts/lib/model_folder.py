@@ -6,6 +6,7 @@ the repository carries is one (``model_store/bundled``).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -46,7 +47,8 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk is told of above
+            part.unlink(missing_ok=True)
 
 
 def json_bytes(data: object) -> bytes:

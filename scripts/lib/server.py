@@ -29,6 +29,7 @@ import requests
 
 from handler.hold import HEADER, PREFIX
 from scripts.lib.console import CommandError, warn
+from scripts.lib.frontend import LIMITS
 from scripts.lib.management import POLL_SECONDS, Management, ModelStatus
 from scripts.lib.model_folder import json_bytes, write_atomically
 from scripts.lib.paths import CONFIG, MODEL_NAME, RUN
@@ -95,10 +96,18 @@ class Server:
         """Its Java process, None if it is gone."""
         try:
             process = psutil.Process(self.pid)
-            alive = abs(process.create_time() - self.created) < 2 and process.status() != psutil.STATUS_ZOMBIE
+            alive = abs(started(process) - self.created) < 2 and process.status() != psutil.STATUS_ZOMBIE
             return process if alive else None
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return None
+
+
+def started(process: psutil.Process) -> float:
+    """When a process started, in seconds: on Linux since the boot, so that setting the clock changes nothing."""
+    if not sys.platform.startswith("linux"):
+        return process.create_time()
+    fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # starttime, see proc(5)
 
 
 def run_folder(port: int) -> Path:
@@ -243,7 +252,7 @@ def start_server(
     check_start(port, host, management_host, metrics_host)
     folder = run_folder(port)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # it exists where it can't be removed
     folder.chmod(0o700)
     properties = server_properties(port, host, management_host, workers, token, metrics_host)
     temporary = Path(tempfile.mkdtemp(prefix="densenet-"))
@@ -259,7 +268,7 @@ def start_server(
     server = Server(
         port,
         process.pid,
-        process.create_time(),
+        started(process),
         host,
         management_host,
         token,
@@ -338,6 +347,8 @@ def server_environment(java_home: Path, folder: Path, temporary: Path) -> dict[s
         "TMP": str(temporary),
         "LOG_LOCATION": str(folder / "logs"),
         "METRICS_LOCATION": str(folder / "logs"),
+        # Java reads it; vmargs of config.properties couldn't hold a path with a space
+        "JDK_JAVA_OPTIONS": f'{os.environ.get("JDK_JAVA_OPTIONS", "")} "-javaagent:{LIMITS}"'.lstrip(),
         # a thread pool a worker would only wait: the handler sets the threads that the card says
         "OMP_NUM_THREADS": "1",
     }

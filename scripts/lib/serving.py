@@ -16,11 +16,15 @@ from PIL import Image
 from handler.card import ModelCard
 from scripts.client import DenseNetClient
 from scripts.lib.console import CommandError, say
-from scripts.lib.management import POLL_SECONDS
+from scripts.lib.management import POLL_SECONDS, NotRunning
 from scripts.lib.server import Server, read_token, was_stopped
 
 WARM_UP_REQUESTS = 10
 """Pictures a worker."""
+NOT_READY_SECONDS = 90.0
+"""How long there may be no READY worker before the server is ended: TorchServe doesn't answer a request that waits for
+one, ever. A worker that was killed is back in about 5 s."""
+WATCH_SECONDS = 5.0
 
 
 def warm_up(server: Server) -> None:
@@ -71,16 +75,26 @@ def wait_for_end(server: Server) -> None:
     """Print what the server logs until it is stopped.
 
     Raises:
-        CommandError: the server ended by itself.
+        CommandError: the server ended by itself, or had no READY worker for ``NOT_READY_SECONDS``.
         KeyboardInterrupt: a signal, see :func:`stop_on_signals`.
     """
     with (server.folder / "server.log").open(encoding="utf-8", errors="replace") as log:
         log.seek(0, os.SEEK_END)
+        asked = ready = time.monotonic()
         while server.process():
             time.sleep(POLL_SECONDS)
             sys.stdout.write(log.read())
             sys.stdout.flush()
             _reap()
+            if time.monotonic() - asked > WATCH_SECONDS:
+                asked = time.monotonic()
+                if _has_ready_worker(server):
+                    ready = time.monotonic()
+                elif asked - ready > NOT_READY_SECONDS:
+                    raise CommandError(
+                        f"no worker was READY for {NOT_READY_SECONDS:.0f} s, so that the server was ended; "
+                        f"the reason is in {server.folder / 'server.log'}"
+                    )
     if not was_stopped(server):
         raise CommandError(f"TorchServe ended by itself; the reason may be in {server.folder / 'server.log'}")
 
@@ -91,3 +105,13 @@ def _reap() -> None:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+
+
+def _has_ready_worker(server: Server) -> bool:
+    """Whether a worker is READY, as far as the management API tells: an expired token tells nothing."""
+    try:
+        return server.management.status().ready > 0
+    except NotRunning:
+        return False
+    except CommandError:
+        return True

@@ -106,14 +106,14 @@ def test_flags_of_serve_replace_settings() -> None:
 
 def test_the_model_config_is_accepted() -> None:
     config = check_model_config(yaml.safe_load((CONFIG / MODEL_CONFIG).read_text(encoding="utf-8")))
-    assert config["limits"] == {"max_image_pixels": 100_000_000, "max_instances": 64}
+    assert config["limits"] == {"max_image_pixels": 100_000_000, "max_decode_seconds": 10, "max_instances": 64}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"batchsize": 1}, "has the key 'batchsize', which TorchServe doesn't know; known are asyncCommunication"),
-        ({"limits": {"max_image_pixels": 5}}, "limits must hold max_image_pixels and max_instances"),
+        ({"limits": {"max_image_pixels": 5}}, "limits must hold max_decode_seconds, max_image_pixels, max_instances"),
         ({"limits": {"max_image_pixels": -5, "max_instances": 1}}, "positive numbers"),
     ],
     ids=["unknown-key", "missing-limit", "negative-limit"],

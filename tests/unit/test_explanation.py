@@ -15,9 +15,12 @@ from captum.attr import LayerGradCam
 from PIL import Image
 from torch import nn
 
+from handler.card import ModelCard
 from handler.densenet_handler import DenseNetHandler
 from handler.errors import InvalidImage
 from handler.explanation import BRIGHTEST, OVERLAY_SCALE, STEPS, Explainer, Explanation, enlarged
+from handler.images import decode_reduced
+from handler.isolation import IsolatedReader
 from handler.network import load_network
 from handler.payload import METHODS, ExplanationOptions
 from handler.preprocessing import Preprocessing
@@ -37,10 +40,15 @@ SAMOYEDS = sorted((ROOT.parent / "shared" / "data" / "oxford-pets" / "samoyed").
 EXPLAIN = {"explain": "True"}
 
 
+def reader(card: ModelCard) -> IsolatedReader:
+    """As a worker has it."""
+    return IsolatedReader(Preprocessing.of(card), MAX_PIXELS, 10)
+
+
 def torch_explainer(model: ModelFolder) -> Explainer:
     """With the network in PyTorch, float32."""
     runtime = load_runtime(model.card, model.path, model.weights, CPU)
-    return Explainer(model.card, model.labels, runtime, model.weights, CPU, MAX_PIXELS)
+    return Explainer(model.card, model.labels, runtime, model.weights, CPU, reader(model.card))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +62,7 @@ def served(bundled: ModelFolder) -> Iterator[Explainer]:
     """The bundled model as it is served on this machine."""
     card, files = settle(bundled, Wanted())
     with loaded(bundled, card, files) as runtime:
-        yield Explainer(card, bundled.labels, runtime, bundled.weights, CPU, MAX_PIXELS)
+        yield Explainer(card, bundled.labels, runtime, bundled.weights, CPU, reader(card))
 
 
 def explain(handler: DenseNetHandler, *rows: dict[str, Any], accept: str = "") -> list[Answer]:
@@ -306,10 +314,12 @@ def test_the_region_of_a_reduced_picture_is_the_whole_ones(tiny_model: ModelFold
     picture = halves(size=(1601, 1203))
     regions = []
     for picture_format in ("JPEG", "PNG"):
-        view = explainer.read(save(picture, picture_format))
+        data = save(picture, picture_format)
+        view = explainer.read(data)
         answer = explainer._to_dict(explainer.explain(view.array, ExplanationOptions()), view)
         regions.append((answer["region"], answer["picture"]))
-        assert view.image.width == (1601 if picture_format == "PNG" else 201)
+        decoded, _ = decode_reduced(data, MAX_PIXELS, Preprocessing.of(tiny_model.card).enough)
+        assert decoded.width == (1601 if picture_format == "PNG" else 201)
     left, top, right, bottom = Preprocessing.of(tiny_model.card).region((1601, 1203))
     assert regions[1] == ([round(e, 2) for e in (left, top, right, bottom)], [1601, 1203])
     assert regions[0][0] == pytest.approx(regions[1][0], abs=8)

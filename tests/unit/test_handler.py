@@ -315,7 +315,8 @@ def test_handler_is_torchserves_image_classifier_and_ready(tiny_handler: DenseNe
     assert tiny_handler.device == torch.device("cpu")
     assert tiny_handler.labels == LABELS
     assert tiny_handler.mapping == {str(i): label for i, label in enumerate(LABELS)}
-    assert (tiny_handler.max_pixels, tiny_handler.max_instances) == tuple(LIMITS.values())
+    assert tiny_handler.max_pixels == LIMITS["max_image_pixels"]
+    assert tiny_handler.max_instances == LIMITS["max_instances"]
 
 
 def test_threads_are_the_cards(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from scripts.lib.server import (
     read_token,
     server_environment,
     start_server,
+    started,
     stop_server,
     was_stopped,
     worker_error,
@@ -52,7 +53,7 @@ def remember(server: Server) -> None:
 def myself(port: int, **changes: object) -> Server:
     """This test process as a server."""
     values = {
-        **{"port": port, "pid": os.getpid(), "created": psutil.Process().create_time(), "host": "127.0.0.1"},
+        **{"port": port, "pid": os.getpid(), "created": started(psutil.Process()), "host": "127.0.0.1"},
         **{"management_host": "127.0.0.1", "token": False, "workers": 1, "temporary": "/nowhere"},
     }
     return Server(**{**values, **changes})  # type: ignore[arg-type]
@@ -69,7 +70,7 @@ def test_a_server_is_found_while_its_process_lives() -> None:
 
 
 def test_another_process_with_the_same_number_is_not_the_server() -> None:
-    remember(myself(7000, created=psutil.Process().create_time() - 1000))
+    remember(myself(7000, created=started(psutil.Process()) - 1000))
     assert find_server(7000) is None
     (myself(7000).folder / "state.json").write_text("{", encoding="utf-8")
     assert find_server(7000) is None
@@ -129,13 +130,13 @@ def test_stopping_ends_the_whole_family_and_removes_its_traces(tmp_path: Path) -
     temporary.mkdir()
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
     with subprocess.Popen([sys.executable, "-c", child]) as process:
-        started = psutil.Process(process.pid)
-        server = myself(7000, pid=process.pid, created=started.create_time(), temporary=str(temporary))
+        parent = psutil.Process(process.pid)
+        server = myself(7000, pid=process.pid, created=started(parent), temporary=str(temporary))
         remember(server)
         (server.folder / "server.log").write_text("kept", encoding="utf-8")
-        while not started.children():
+        while not parent.children():
             pass
-        family = [started, *started.children()]
+        family = [parent, *parent.children()]
         stop_server(server, timeout=1)
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
     assert not temporary.exists()

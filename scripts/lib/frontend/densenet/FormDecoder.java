@@ -1,0 +1,126 @@
+package densenet;
+
+import io.netty.handler.codec.http.HttpRequest;
+import io.netty.handler.codec.http.multipart.Attribute;
+import io.netty.handler.codec.http.multipart.DefaultHttpDataFactory;
+import io.netty.handler.codec.http.multipart.FileUpload;
+import io.netty.handler.codec.http.multipart.HttpDataFactory;
+import io.netty.handler.codec.http.multipart.HttpPostRequestDecoder;
+import io.netty.handler.codec.http.multipart.InterfaceHttpData;
+import java.nio.charset.Charset;
+import org.pytorch.serve.http.BadRequestException;
+
+/** Netty's decoder of forms with a limit of fields, and with 400 instead of 500 for a form that is broken. */
+public final class FormDecoder {
+    /** Netty's own default since 4.1.108. A request of this project has at most five. */
+    static final int MAX_FIELDS = 128;
+
+    /** What the headers of a field may say of it: its name, its file's name, type and coding. */
+    static final int DESCRIPTIONS = 4;
+
+    private final HttpPostRequestDecoder decoder;
+
+    /** Decodes the whole form: TorchServe hands over requests that are complete. */
+    public FormDecoder(HttpDataFactory factory, HttpRequest request) {
+        HttpDataFactory limited = new LimitedFactory();
+        try {
+            decoder = new HttpPostRequestDecoder(limited, request);
+        } catch (TooManyFields error) {
+            limited.cleanRequestHttpData(request);
+            throw new BadRequestException(
+                    "received a form of more than " + MAX_FIELDS + " fields; send the picture as the body, or as one"
+                            + " multipart field");
+        } catch (RuntimeException error) {
+            limited.cleanRequestHttpData(request);
+            throw unreadable();
+        }
+    }
+
+    private static BadRequestException unreadable() {
+        return new BadRequestException(
+                "received a form that can't be parsed; send the picture as the body with its content type (curl -T"
+                        + " dog.jpg), or as multipart/form-data (curl -F file=@dog.jpg)");
+    }
+
+    /** See HttpPostRequestDecoder. */
+    public static boolean isMultipart(HttpRequest request) {
+        try {
+            return HttpPostRequestDecoder.isMultipart(request);
+        } catch (RuntimeException error) { // a boundary that is a lone quotation mark
+            throw unreadable();
+        }
+    }
+
+    /** See HttpPostRequestDecoder. */
+    public boolean hasNext() {
+        return decoder.hasNext();
+    }
+
+    /** See HttpPostRequestDecoder. */
+    public InterfaceHttpData next() {
+        return decoder.next();
+    }
+
+    /** See HttpPostRequestDecoder. */
+    public void cleanFiles() {
+        decoder.cleanFiles();
+    }
+
+    /** See HttpPostRequestDecoder. */
+    public void destroy() {
+        decoder.destroy();
+    }
+
+    private static final class TooManyFields extends IllegalStateException {
+        private static final long serialVersionUID = 1L;
+    }
+
+    /** Counts the fields of its one request as they are made. */
+    private static final class LimitedFactory extends DefaultHttpDataFactory {
+        private int fields;
+        private int descriptions;
+
+        LimitedFactory() {
+            super(false); // in memory, never in a file: the whole body is there already
+        }
+
+        private void count() {
+            if (++fields > MAX_FIELDS) {
+                throw new TooManyFields();
+            }
+        }
+
+        @Override
+        public Attribute createAttribute(HttpRequest request, String name) {
+            count();
+            return super.createAttribute(request, name);
+        }
+
+        @Override
+        public Attribute createAttribute(HttpRequest request, String name, long size) {
+            count();
+            return super.createAttribute(request, name, size);
+        }
+
+        @Override
+        public Attribute createAttribute(HttpRequest request, String name, String value) {
+            if (++descriptions > MAX_FIELDS * DESCRIPTIONS) {
+                throw new TooManyFields();
+            }
+            return super.createAttribute(request, name, value);
+        }
+
+        @Override
+        public FileUpload createFileUpload(
+                HttpRequest request,
+                String name,
+                String file,
+                String type,
+                String encoding,
+                Charset charset,
+                long size) {
+            count();
+            return super.createFileUpload(request, name, file, type, encoding, charset, size);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+"""Who reaches what: every port and route, tried from another network namespace and from the inference port."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+
+from scripts.lib.management import Management
+from scripts.lib.paths import RUN
+from tests.e2e.conftest import Running, serving
+from tests.golden import CHELSEA
+from tests.programs import program
+
+TIMEOUT_S = 60
+NAMES = ("inference", "management", "metrics", "gRPC inference", "gRPC management")
+ROUTES = {
+    "management": ["/models", "/models/densenet", "/models/densenet/1.0", "/token?type=management"],
+    "metrics": ["/metrics"],
+}
+PROBE = """
+import json, sys, urllib.request, urllib.error
+answers = {}
+for name, url in json.loads(sys.argv[1]).items():
+    try:
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            answers[name] = reply.status
+    except urllib.error.HTTPError as error:
+        answers[name] = error.code
+    except Exception as error:
+        answers[name] = str(getattr(error, "reason", error))
+print(json.dumps(answers))
+"""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Another host, as far as the network goes: a namespace of its own, and this machine's address in it."""
+
+    name: str
+    address: str
+
+    def ask(self, urls: dict[str, str]) -> dict[str, int | str]:
+        """GET each URL from there: its status, or why there was none."""
+        ip = program("ip", package="iproute2")
+        command = [ip, "netns", "exec", self.name, sys.executable, "-I", "-c", PROBE, json.dumps(urls)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+        answers: dict[str, int | str] = json.loads(done.stdout)
+        return answers
+
+    def ports(self, server: Running) -> dict[str, bool]:
+        """Which of a server's five ports are open from there."""
+        answers = self.ask({name: f"http://{self.address}:{server.port + i}/ping" for i, name in enumerate(NAMES)})
+        return {
+            name: "refused" not in str(answer) and "timed out" not in str(answer) for name, answer in answers.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def outside() -> Iterator[Outside]:
+    """A network namespace with a cable (veth) to this one."""
+    ip = program("ip", package="iproute2")
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("needs root for a network namespace")
+    tag = secrets.token_hex(3)
+    number = secrets.randbelow(200) + 20
+    there = Outside(f"densenet-{tag}", f"10.213.{number}.1")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([ip, *arguments], check=True, capture_output=True, text=True)
+
+    run("netns", "add", there.name)
+    try:
+        run("link", "add", f"dn{tag}", "type", "veth", "peer", "name", "uplink", "netns", there.name)
+        run("addr", "add", f"{there.address}/24", "dev", f"dn{tag}")
+        run("link", "set", f"dn{tag}", "up")
+        run("-n", there.name, "addr", "add", f"10.213.{number}.2/24", "dev", "uplink")
+        run("-n", there.name, "link", "set", "uplink", "up")
+        yield there
+    finally:
+        run("netns", "del", there.name)
+
+
+def test_by_default_nothing_is_open(server: Running, outside: Outside) -> None:
+    assert outside.ports(server) == dict.fromkeys(NAMES, False)
+
+
+def test_opened_to_others_inference_alone_is_open(model_store: Path, outside: Outside) -> None:
+    with serving(model_store, "--workers", "1", "--host", "0.0.0.0") as running:
+        assert outside.ports(running) == dict.fromkeys(NAMES, False) | {"inference": True}
+        # what could change the server isn't on that port
+        before = Management(running.management).status()
+        base = f"http://{outside.address}:{running.port}"
+        answers = outside.ask({route: base + route for route in [*ROUTES["management"], "/metrics"]})
+        assert set(answers.values()) <= {404, 405}
+        for method, route in (
+            ("POST", "/models?url=densenet.mar&model_name=other"),
+            ("POST", "/models?url=http://127.0.0.1:9/evil.mar"),
+            ("PUT", "/models/densenet?min_worker=0"),
+            ("PUT", "/models/densenet/1.0/set-default"),
+            ("DELETE", "/models/densenet"),
+            ("POST", "/workflows?url=x.war"),
+        ):
+            answer = requests.request(method, f"{running.url}{route}", timeout=TIMEOUT_S)
+            assert answer.status_code in (404, 405), (method, route, answer.text)
+        assert Management(running.management).status().workers[0].pid == before.workers[0].pid
+
+
+def test_opened_management_asks_for_the_token(model_store: Path, outside: Outside) -> None:
+    with serving(
+        model_store, "--workers", "1", "--token", "--host", "0.0.0.0", "--management-host", "0.0.0.0"
+    ) as running:
+        base = f"http://{outside.address}:{running.port}"
+        urls = {route: f"http://{outside.address}:{running.port + 1}{route}" for route in ROUTES["management"]}
+        answers = outside.ask({**urls, "predict": f"{base}/predictions/densenet"})
+        assert {route: answer for route, answer in answers.items() if answer == 200} == {}
+        closed = {name for name, is_open in outside.ports(running).items() if not is_open}
+        assert closed == {"metrics", "gRPC inference", "gRPC management"}
+        keys = RUN / str(running.port) / "key_file.json"
+        assert keys.parent.stat().st_mode & 0o077 == 0
+
+        tokens = json.loads(keys.read_text(encoding="utf-8"))
+        api = {"Authorization": f"Bearer {tokens['API']['key']}"}
+        old = {"Authorization": f"Bearer {tokens['inference']['key']}"}
+        assert requests.put(running.predictions, data=CHELSEA.read_bytes(), headers=old, timeout=TIMEOUT_S).ok
+        # the documented command: docs/configuration.md
+        renewed = requests.get(f"{running.management}/token?type=inference", headers=api, timeout=TIMEOUT_S)
+        assert renewed.ok
+        refused = requests.put(running.predictions, data=CHELSEA.read_bytes(), headers=old, timeout=TIMEOUT_S)
+        assert refused.status_code == 400, "the old token still works"
+        fresh = json.loads(keys.read_text(encoding="utf-8"))["inference"]["key"]
+        new = {"Authorization": f"Bearer {fresh}"}
+        assert requests.put(running.predictions, data=CHELSEA.read_bytes(), headers=new, timeout=TIMEOUT_S).ok
+        # no other token renews one
+        for headers in ({}, old, new):
+            answer = requests.get(f"{running.management}/token?type=management", headers=headers, timeout=TIMEOUT_S)
+            assert answer.status_code == 400, answer.text
+
+
+def test_no_other_site_may_read_an_answer(server: Running) -> None:
+    """CORS is closed: no answer allows an origin, and a preflight is no success."""
+    origin = {"Origin": "https://evil.example", "Access-Control-Request-Method": "PUT"}
+    for method in ("OPTIONS", "PUT"):
+        answer = requests.request(
+            method, server.predictions, data=CHELSEA.read_bytes(), headers=origin, timeout=TIMEOUT_S
+        )
+        assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
+
+
+def test_models_come_from_the_model_store_alone(server: Running, tmp_path: Path) -> None:
+    """No URL, and no path out of the store; of symbolic links see docs/security-findings.md."""
+    elsewhere = tmp_path / "elsewhere.mar"
+    elsewhere.write_bytes((server.model_store / "densenet.mar").read_bytes())
+    before = requests.get(f"{server.management}/models", timeout=TIMEOUT_S).json()
+    for name in ("http://127.0.0.1:9/x.mar", f"file://{elsewhere}", str(elsewhere), f"../{elsewhere.name}"):
+        parameters = {"url": name, "model_name": "evil", "initial_workers": "0"}
+        answer = requests.post(f"{server.management}/models", params=parameters, timeout=TIMEOUT_S)
+        assert 400 <= answer.status_code < 500, (name, answer.status_code, answer.text)
+    assert requests.get(f"{server.management}/models", timeout=TIMEOUT_S).json() == before

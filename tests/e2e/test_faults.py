@@ -1,0 +1,126 @@
+"""Faults of the machine and of processes: each has a defined end, none a half file or a hang."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scripts.lib.archive import archive_path
+from scripts.lib.paths import ROOT
+from scripts.lib.server import find_server
+from tests.e2e.conftest import Running, command, free_ports, serving
+from tests.faults import kill_workers
+from tests.golden import CHELSEA
+from tests.programs import program
+
+TIMEOUT_S = 300
+
+
+def test_killed_workers_lose_their_own_requests_alone(server: Running) -> None:
+    """The long form is tests/endurance/kill_workers.py."""
+    kills = kill_workers(server, 2)
+    print(kills.text())
+    assert kills.failed <= 2
+    assert set(kills.answers) <= {200, 500, 507}, "507 is what TorchServe says of a worker that was killed"
+
+
+def test_workers_end_with_their_frontend(model_store: Path) -> None:
+    with serving(model_store, "--workers", "1") as running:
+        found = find_server(running.port)
+        java = found.process() if found else None
+        assert java is not None
+        family = [java, *java.children(recursive=True)]
+        os.kill(java.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive
+        status = command("status.py", "--port", str(running.port))
+        assert (status.returncode, status.stderr.count("\n")) == (1, 1)
+
+
+def in_mounts(mounts: str, *arguments: str, timeout: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    """A command of the project where ``mounts``, lines of shell, were run in a mount namespace of its own."""
+    unshare = program("unshare", package="util-linux")
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("needs root for a mount namespace")
+    run = shlex.join([sys.executable, str(ROOT / "scripts" / arguments[0]), *arguments[1:]])
+    return subprocess.run(
+        [unshare, "--mount", "sh", "-ec", f"{mounts}\n{run}"],
+        cwd=ROOT,
+        env={**os.environ, "DENSENET_NO_VENV": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def read_only(folder: Path) -> str:
+    """Shell that makes a folder read-only."""
+    path = shlex.quote(str(folder))
+    return f"mount --bind {path} {path}; mount -o remount,ro,bind {path}"
+
+
+def test_full_disk_leaves_the_old_archive(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    # the archive is 23 MB; what lies there already stays as it is
+    mounts = f"mount -t tmpfs -o size=1m tmpfs {store}; printf old > {archive_path(store)}; "
+    mounts += f"trap 'ls {store} > {tmp_path}/left; cat {archive_path(store)} > {tmp_path}/content' EXIT"
+    result = in_mounts(mounts, "build_archive.py", "--weights", "bundled", "--model-store", str(store))
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: can't write.*: No space left on device; free some space, .*\n", result.stderr)
+    assert (tmp_path / "left").read_text() == "densenet.mar\n"
+    assert (tmp_path / "content").read_text() == "old"
+
+
+def test_read_only_model_store_serves_what_is_there_and_refuses_to_build(model_store: Path, tmp_path: Path) -> None:
+    arguments = ("build_archive.py", "--weights", "bundled", "--model-store")
+    assert command(*arguments, str(model_store)).returncode == 0
+    current = in_mounts(read_only(model_store), *arguments, str(model_store))
+    assert current.returncode == 0, current.stderr
+    assert ": up to date," in current.stdout
+    with zipfile.ZipFile(archive_path(model_store)) as archive:
+        assert archive.testzip() is None
+    empty = in_mounts(read_only(tmp_path), *arguments, str(tmp_path))
+    assert empty.returncode == 1
+    assert re.fullmatch(r"error: can't write .*densenet\.mar.*: Read-only file system; .*\n", empty.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+def test_server_whose_folder_is_read_only_says_so(model_store: Path) -> None:
+    (ROOT / ".run").mkdir(exist_ok=True)
+    port = str(free_ports())
+    result = in_mounts(
+        read_only(ROOT / ".run"), "serve.py", "--weights", "bundled", "--port", port, "--model-store", str(model_store)
+    )
+    assert result.returncode == 1
+    assert re.search(r"^error: can't write .*: Read-only file system; ", result.stderr, re.MULTILINE)
+
+
+def test_full_disk_for_the_logs_changes_no_answer(model_store: Path) -> None:
+    """What can't be written is lost; pictures get their labels all the same."""
+    run, port = ROOT / ".run", str(free_ports())
+    run.mkdir(exist_ok=True)
+    python = shlex.quote(sys.executable)
+    serve = (
+        f"{python} scripts/serve.py --detach --weights bundled --workers 1 --port {port} --model-store {model_store}"
+    )
+    mounts = f"""
+        mount -t tmpfs -o size=4m tmpfs {run}
+        {serve} >&2
+        trap '{python} scripts/stop.py --port {port} >&2' EXIT
+        head -c 8m /dev/zero > {run}/filler || true
+        test "$(df --output=avail {run} | tail -1)" -eq 0
+    """
+    result = in_mounts(mounts, "predict.py", *[str(CHELSEA)] * 20, "--port", port)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 20

@@ -1,0 +1,70 @@
+"""Hostile requests against the real server; the long form is tests/endurance/fuzz.py."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests import hostile
+from tests.e2e.conftest import Running
+from tests.fuzzing import fuzz
+from tests.hostile import FORM, MULTIPART, request
+from tests.wire import exchange
+
+TIMEOUT_S = 60
+TOO_MANY_FIELDS = b"received a form of more than 128 fields; send the picture as the body, or as one multipart field"
+UNREADABLE = b"received a form that can't be parsed; send the picture as the body with its content type"
+
+
+def test_hostile_requests_get_2xx_or_4xx_and_harm_nobody(server: Running) -> None:
+    report = fuzz(server, 1000, seed=int(time.time()), heavy=True)
+    print(report.text())
+    assert not report.broken_promises(), report.text()
+    assert {"200", "400"} <= set(report.answers)
+    assert len(report.kinds) > 30
+
+
+@pytest.mark.parametrize("bomb", hostile.bombs(), ids=lambda b: b.name)
+def test_bomb_is_answered(server: Running, bomb: hostile.Bomb) -> None:
+    reply = exchange(server.port, request(bomb.data), TIMEOUT_S)
+    expected = {"served": 200, "ImageTooLarge": 413}.get(bomb.answer, 400)
+    assert (reply.status, reply.is_proper) == (expected, True), reply.body
+
+
+FIELD = b'--b\r\nContent-Disposition: form-data; name="%d"\r\n\r\nx\r\n'
+FORMS = {
+    "31-MB-of-empty-fields": (request(b"a&" * (31 * 2**19), FORM), TOO_MANY_FIELDS),
+    "500000-parts": (request(b"".join(FIELD % i for i in range(500_000)) + b"--b--\r\n", MULTIPART), TOO_MANY_FIELDS),
+    "129-parts": (request(b"".join(FIELD % i for i in range(129)) + b"--b--\r\n", MULTIPART), TOO_MANY_FIELDS),
+    "128-parts": (request(b"".join(FIELD % i for i in range(128)) + b"--b--\r\n", MULTIPART), b"unknown field"),
+    "one-part-described-a-million-times": (
+        request(
+            b"--b\r\nContent-Disposition: form-data" + b'; x="1"' * 1_000_000 + b"\r\n\r\nx\r\n--b--\r\n", MULTIPART
+        ),
+        TOO_MANY_FIELDS,
+    ),
+    "no-form": (request(b"%zz=%", FORM), UNREADABLE),
+    "boundary-is-a-quotation-mark": (request(b"x", 'Content-Type: multipart/form-data; boundary="'), UNREADABLE),
+}
+
+
+@pytest.mark.parametrize(("raw", "message"), FORMS.values(), ids=FORMS.keys())
+def test_form_of_many_fields_is_refused_by_the_frontend(server: Running, raw: bytes, message: bytes) -> None:
+    """CVE-2024-29025: without limits.jar the first took 6 GB and two minutes, and killed the worker."""
+    reply = exchange(server.port, raw, TIMEOUT_S)
+    assert (reply.status, reply.is_proper) == (400, True)
+    assert message in reply.body
+
+
+@pytest.mark.parametrize("path", ["*", "predictions"])
+def test_path_without_a_slash_is_a_clients_error(server: Running, path: str) -> None:
+    reply = exchange(server.port, request(b"", path=path), TIMEOUT_S)
+    assert reply.status in (404, 405)
+    assert reply.is_proper
+
+
+def test_json_of_any_depth_is_a_clients_error(server: Running) -> None:
+    for depth in (100, 10_000, 10_000_000):
+        reply = exchange(server.port, request(b"[" * depth, hostile.JSON), TIMEOUT_S)
+        assert (reply.status, reply.is_proper) == (400, True), depth
