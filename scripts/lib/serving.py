@@ -17,7 +17,8 @@ from handler.card import ModelCard
 from scripts.client import DenseNetClient
 from scripts.lib.console import CommandError, say
 from scripts.lib.management import POLL_SECONDS, NotRunning
-from scripts.lib.server import Server, read_token, was_stopped
+from scripts.lib.paths import CONFIG
+from scripts.lib.server import Server, read_properties, read_token, was_stopped
 
 WARM_UP_REQUESTS = 10
 """Pictures a worker."""
@@ -30,11 +31,14 @@ WATCH_SECONDS = 5.0
 def warm_up(server: Server) -> None:
     """Send a few pictures through the whole server, so that a person's first request is as fast as the tenth.
 
-    The workers warmed up by themselves; this is for the Java in front of them.
+    The workers warmed up by themselves; this is for the Java in front of them. Where the settings allow
+    no picture of that size, none is sent.
     """
     noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", quality=90)
+    if buffer.tell() > int(read_properties(CONFIG / "config.properties")["max_request_size"]):
+        return
     pictures = [buffer.getvalue()] * (WARM_UP_REQUESTS * server.workers)
     with DenseNetClient(server.url, read_token(server.folder, "inference") if server.token else None) as client:
         for result in client.predict_many(pictures, concurrency=server.workers):
