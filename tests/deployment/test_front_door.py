@@ -17,10 +17,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPResponse
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import requests
+import tritonclient.http
 import yaml
+from tritonclient.utils import InferenceServerException
 
 from handler.hold import HEADER, PREFIX
 from scripts.lib.archive import archive_inputs, archive_path, build_archive
@@ -204,6 +207,35 @@ def test_the_inference_api_passes(door: FrontDoor, label: str) -> None:
     assert explained.json()["label"] == label
 
 
+def test_the_open_inference_protocol_s_client_finds_every_path(
+    door: FrontDoor, hosts: list[Server], label: str
+) -> None:
+    """Those that TorchServe lacks, too; hosts alone answer them with 404 (``tests/e2e/test_protocols.py``)."""
+    client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{door.port}")
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("densenet")
+    assert not client.is_model_ready("nope")
+    assert client.get_server_metadata()["name"] == "Torchserve"
+    about = requests.get(f"{hosts[0].url}/densenet/predict", {"about": "metadata"}, timeout=TIMEOUT_S).json()
+    assert client.get_model_metadata("densenet") == about
+    picture = tritonclient.http.InferInput("image", [1], "BYTES")
+    picture.set_data_from_numpy(np.array([PICTURE], dtype=np.object_))
+    for version in ("", "1.0"):
+        result = client.infer("densenet", [picture], model_version=version, parameters={"topk": 2})
+        assert result.as_numpy("label").shape == (1, 2)
+        assert result.as_numpy("label")[0, 0].decode() == label
+    with pytest.raises(InferenceServerException, match=r"Model version: 9\.9 does not exist"):
+        client.infer("densenet", [picture], model_version="9.9")
+
+
+def test_kserve_v1_s_question_is_answered(door: FrontDoor) -> None:
+    answer = requests.get(f"{door.url}/v1/models/densenet", timeout=TIMEOUT_S)
+    assert (answer.status_code, answer.json()) == (200, {"name": "densenet", "ready": True})
+    unknown = requests.get(f"{door.url}/v1/models/nope", timeout=TIMEOUT_S)
+    assert_error(unknown, 404, "ModelNotFoundException", "Model not found: nope")
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -274,10 +306,9 @@ def test_the_hosts_own_errors_pass(door: FrontDoor) -> None:
     assert_error(flask, 400, "InvalidImage", "received 10 bytes that are no picture")
     many = {"instances": [{"data": "aGVsbG8="}] * 65}
     assert_error(requests.post(door.predictions, json=many, timeout=TIMEOUT_S), 413, "TooManyInstances", "at most 64")
-    for _ in range(4):  # sent to two hosts each, and no reason to take one for dead
-        form = {"Content-Type": "application/x-www-form-urlencoded"}
-        answer = requests.post(door.predictions, data=PICTURE, headers=form, timeout=TIMEOUT_S)
-        assert (answer.status_code, answer.json()["type"]) == (500, "ErrorDataDecoderException")
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = requests.post(door.predictions, data=PICTURE, headers=form, timeout=TIMEOUT_S)
+    assert_error(answer, 400, "BadRequestException", "received a form that can't be parsed")
     unknown = requests.put(f"{door.url}/predictions/nope", data=PICTURE, timeout=TIMEOUT_S)
     assert_error(unknown, 404, "ModelNotFoundException", "Model not found: nope")
 
@@ -379,10 +410,13 @@ def test_workers_that_do_not_answer_are_503_within_five_seconds(hosts: list[Serv
             assert_error(answer, 503, "ServiceUnavailableException", "no server answers now")
             assert took < 5
             others = [requests.put(two.predictions, data=PICTURE, timeout=TIMEOUT_S) for _ in range(2)]
+            others.append(requests.get(f"{two.url}/v2/health/ready", timeout=TIMEOUT_S))
+            ready = requests.get(f"{one.url}/v2/health/ready", timeout=TIMEOUT_S)
+            assert_error(ready, 503, "ServiceUnavailableException", "no server answers now")
         finally:
             for worker in stopped:
                 worker.resume()
-        assert [answer.status_code for answer in others] == [200, 200]
+        assert [answer.status_code for answer in others] == [200, 200, 200]
         assert requests.put(one.predictions, data=PICTURE, timeout=TIMEOUT_S).json()["label"] == label
     print(f"silent workers: 503 after {took:.1f} s; with another host 2 of 2 answered")
 
