@@ -119,7 +119,7 @@ def parse_infer(
         count = len(inputs) if isinstance(inputs, list) else type(inputs).__name__
         raise InvalidRequest(f"received {count} as 'inputs', expected a list of one tensor; {ACCEPTED}")
     pictures = _pictures(inputs[0], contents, max_instances, max_pixels)
-    outputs, binary = _outputs(data.get("outputs"), bool(parameters.get("binary_data_output")))
+    outputs, binary = _outputs(data.get("outputs"), _flag(parameters, "binary_data_output", False))
     return InferPayload(pictures, topk, True, id=identity, outputs=outputs, binary=binary)
 
 
@@ -254,6 +254,13 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
+def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"received {type(value).__name__} as {name!r}, expected true or false")
+    return value
+
+
 def _from_base64(data: Any) -> list[bytes]:
     if not isinstance(data, list) or not all(isinstance(element, str) for element in data):
         raise InvalidRequest(f"received no list of strings as the data of 'image'; {ACCEPTED}")
@@ -305,7 +312,7 @@ def _outputs(outputs: Any, binary: bool) -> tuple[tuple[str, ...], frozenset[str
     asked = {
         output["name"]
         for output in outputs
-        if _object(output.get("parameters"), "an output's 'parameters'").get("binary_data", binary)
+        if _flag(_object(output.get("parameters"), "an output's 'parameters'"), "binary_data", binary)
     }
     return tuple(names), frozenset(asked)
 

@@ -11,7 +11,7 @@ from handler.payload import INTEGRATED_GRADIENTS
 
 @schemathesis.hook
 def filter_body(context: schemathesis.HookContext, body: Any) -> bool:
-    """Integrated gradients: seconds a picture. tests/e2e/test_explanations.py asks for them."""
+    """Integrated gradients, which take seconds a picture, but for the few of the coverage phase, which asks no hook."""
     return not (isinstance(body, dict) and body.get("method") == INTEGRATED_GRADIENTS)
 
 

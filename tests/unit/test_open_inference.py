@@ -200,6 +200,14 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
         {"inputs": [image(TEXT, parameters={"binary_data_size": 9})]},
         *(400, "received binary_data_size 9 and 0 bytes behind the JSON; they must be the same"),
     ),
+    "binary-output": (
+        {"inputs": [image(TEXT)], "outputs": [{"name": "label", "parameters": {"binary_data": {}}}]},
+        *(400, "received dict as 'binary_data', expected true or false"),
+    ),
+    "binary-outputs": (
+        {"inputs": [image(TEXT)], "parameters": {"binary_data_output": "yes"}},
+        *(400, "received str as 'binary_data_output', expected true or false"),
+    ),
 }
 
 
