@@ -155,7 +155,7 @@ def infer_response(request: InferPayload, model: Model, pictures: Sequence[Seque
 def infer_error_response(error: RequestError, identity: object, model: Model) -> Response:
     """The answer to an inference request that can't be served: TorchServe's error form, and the protocol's ``error``.
 
-    Over gRPC, TorchServe drops the status, and reads ``id``, ``model_name``, ``model_version`` and ``outputs`` alone. So
+    Over gRPC, TorchServe drops the status and reads ``id``, ``model_name``, ``model_version`` and ``outputs`` alone. So
     all four are there, and an output ``error`` says what is wrong.
     """
     outputs = [{"name": "error", "datatype": "BYTES", "shape": [1], "data": [str(error)]}]
