@@ -386,6 +386,8 @@ def test_a_full_queue_is_429_and_another_host_is_asked_first(hosts: list[Server]
             instances = {"instances": [{"b64": base64.b64encode(PICTURE).decode()}]}
             v1 = requests.post(f"{one.url}/v1/models/densenet:predict", json=instances, timeout=TIMEOUT_S)
             assert_error(v1, 429, "TooManyRequests", "try again in a second")
+            ready = requests.get(f"{one.url}/v2/health/ready", timeout=TIMEOUT_S)
+            assert_error(ready, 429, "TooManyRequests", "try again in a second")
             others = [put(two.predictions) for _ in range(6)]
         assert sorted(f.result().status_code for f in direct) == [*[200] * QUEUE, 503]
     assert [(answer.status_code, answer.json()["label"]) for answer in others] == [(200, label)] * 6

@@ -83,6 +83,8 @@ def test_what_torchserve_answers_over_http(server: Running, triton: Any) -> None
     assert triton.get_server_metadata()["name"] == "Torchserve"
     for path in ("/v2/models/densenet", "/v2/models/densenet/ready", "/v1/models/densenet"):
         assert requests.get(server.url + path, timeout=60).status_code == 404
+    for path in ("/v2/models/densenet/versions/1.0", "/v2/models/densenet/versions/1.0/ready"):
+        assert requests.get(server.url + path, timeout=60).status_code == 501
     with pytest.raises(InferenceServerException, match="Model versioning is not yet supported"):
         triton.infer("densenet", [picture(PICTURE, True)], model_version="1.0")
     assert requests.get(f"{server.management}/v1/models/densenet", timeout=60).json() == {
