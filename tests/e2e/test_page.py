@@ -23,6 +23,7 @@ from scripts.lib.model_folder import read_model_folder, write_model_folder
 from scripts.lib.paths import BUNDLED
 from tests.browser import Visit, chromium, visit
 from tests.e2e.conftest import Running, command, serving
+from tests.front_door import front_door
 from tests.golden import CHELSEA, PACKAGED
 from tests.unit.conftest import tiny_card, tiny_state
 
@@ -337,6 +338,24 @@ def test_a_phone_may_take_a_photograph(browser: Browser, server: Running, opened
         settled(page)
         expect(page.locator(".top button")).to_have_count(5)
         assert page.evaluate("() => document.documentElement.scrollWidth") == 360
+
+
+def test_the_page_works_through_the_front_door(browser: Browser, server: Running) -> None:
+    """At ``/`` of the real nginx, whose own headers and limits must not stand in its way."""
+    label = predicted(server, CHELSEA)["label"]
+    with front_door(f"127.0.0.1:{server.port}") as door, visit(browser, f"{door.url}/") as visited:
+        page = visited.page
+        choose(page, PICTURES[1])
+        transfer(page, "drop", CHELSEA, "dropped.png")
+        settled(page)
+        expect(page.locator(".label")).to_have_text([predicted(server, PICTURES[1])["label"], label])
+        page.get_by_role("switch", name="Where did it look?").click()
+        expect(page.locator(".heat:visible")).to_have_count(2, timeout=PATIENCE_MS)
+        expect(page.locator(".command code").last).to_contain_text(f"{door.url}/explanations/densenet")
+        assert not visited.messages, "a violation of the Content-Security-Policy is one, too"
+        assert {urlsplit(address).netloc for address in visited.addresses} == {f"127.0.0.1:{door.port}"}
+        for path in ("/", "/predictions/densenet", "/explanations/densenet"):
+            assert door.log(uri=path)["status"] == 200
 
 
 # --- nobody else ------------------------------------------------------------------------------------
