@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from tests.e2e.conftest import Running, command, serving
 from tests.front_door import front_door
 from tests.golden import CHELSEA, PACKAGED
 from tests.unit.conftest import tiny_card, tiny_state
+from tests.waiting import wait_until
 
 MODEL = read_model_folder(BUNDLED)
 PICTURES = [golden.path for golden in PACKAGED]
@@ -419,10 +419,7 @@ def test_a_busy_server_is_asked_again_and_a_dead_one_is_named(browser: Browser, 
     def workers(number: int) -> None:
         model = f"{other.management}/models/densenet"
         assert requests.put(f"{model}?min_worker={number}&max_worker={number}", timeout=60).status_code == 202
-        deadline = time.monotonic() + 60
-        while len(requests.get(model, timeout=60).json()[0]["workers"]) != number:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: len(requests.get(model, timeout=60).json()[0]["workers"]) == number)
 
     with visit(browser, other.predictions) as visited:
         page = visited.page
