@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,8 @@ from typing import Any
 
 from scripts.lib.paths import CONFIG
 from tests.e2e.conftest import free_ports
-from tests.programs import program
+from tests.programs import program, running
+from tests.waiting import wait_until
 
 NOBODY = 10001
 """The user as whom nginx runs where the tests are root's: it needs no rights."""
@@ -30,7 +29,6 @@ class FrontDoor:
 
     port: int
     folder: Path
-    process: subprocess.Popen[bytes]
 
     @property
     def url(self) -> str:
@@ -44,14 +42,15 @@ class FrontDoor:
 
     def log(self, **wanted: object) -> dict[str, Any]:
         """The line of the access log that has these values; nginx writes it when the request has ended."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < deadline:
-            for line in (self.folder / "access.log").read_text(encoding="utf-8").splitlines():
-                entry: dict[str, Any] = json.loads(line)
-                if wanted.items() <= entry.items():
-                    return entry
-            time.sleep(0.05)
-        raise AssertionError(f"no line with {wanted}")
+        found: list[dict[str, Any]] = []
+
+        def written() -> bool:
+            lines = (self.folder / "access.log").read_text(encoding="utf-8").splitlines()
+            found.extend(entry for entry in map(json.loads, lines) if wanted.items() <= entry.items())
+            return bool(found)
+
+        wait_until(written, TIMEOUT_S, lambda: f"no line with {wanted}")
+        return found[0]
 
     def lost(self) -> str:
         """The lines of the access log that don't say 200, and the error log's end, for a failing test."""
@@ -110,26 +109,13 @@ def front_door(*hosts: str, tls: Path | None = None, replace: Mapping[str, str] 
         if user:
             for path in (folder, *folder.rglob("*")):
                 os.chown(path, NOBODY, NOBODY)
-        with (folder / "access.log").open("ab") as out, (folder / "error.log").open("ab") as err:
-            command = [nginx, "-c", str(configuration), "-g", "daemon off;"]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, **user)
-        door = FrontDoor(port, folder, process)
-        try:
-            _wait(door)
+        command = [nginx, "-c", str(configuration), "-g", "daemon off;"]
+        door = FrontDoor(port, folder)
+        files = {"out": folder / "access.log", "err": folder / "error.log"}
+        with running(*command, ready=lambda: _listens(port), **files, **user):
             yield door
-        finally:
-            process.terminate()
-            process.wait(timeout=TIMEOUT_S)
 
 
-def _wait(door: FrontDoor) -> None:
-    """Wait until it listens."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", door.port), timeout=1).close()
-            return
-        except OSError:
-            assert door.process.poll() is None, door.errors()
-            assert time.monotonic() < deadline, door.errors()
-            time.sleep(0.05)
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

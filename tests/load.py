@@ -7,10 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import requests
 
 from tests.golden import CHELSEA
+from tests.waiting import wait_until
 
 PICTURE = CHELSEA.read_bytes()
 
@@ -36,10 +38,8 @@ class Load:
 
     def wait_for(self, answers: int, timeout: float = 60) -> None:
         """Wait until so many more requests were answered."""
-        goal, deadline = len(self.answers) + answers, time.monotonic() + timeout
-        while len(self.answers) < goal:
-            assert time.monotonic() < deadline, f"only {len(self.answers)} answers"
-            time.sleep(0.05)
+        goal = len(self.answers) + answers
+        wait_until(lambda: len(self.answers) >= goal, timeout, lambda: f"only {len(self.answers)} answers")
 
     def report(self, what: str) -> None:
         """Print how many requests were sent, answered with which status, and failed."""
@@ -61,3 +61,40 @@ def load(url: str, threads: int = 3) -> Iterator[Load]:
         running._stop.set()
         for thread in running._threads:
             thread.join()
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request: when it began and ended (monotonic seconds), and its status or the client's error."""
+
+    begun: float
+    ended: float
+    outcome: int | str
+
+
+@contextmanager
+def sending(url: str, threads: int) -> Iterator[list[Sent]]:
+    """Requests without a pause while the block runs, in each thread until one isn't served: the server has gone."""
+    sent: list[Sent] = []
+    over = threading.Event()
+
+    def send() -> None:
+        outcome: int | str = 200
+        with requests.Session() as session:
+            while outcome == 200 and not over.is_set():
+                begun = time.monotonic()
+                try:
+                    outcome = session.put(url, data=PICTURE, timeout=60).status_code
+                except requests.RequestException as error:
+                    outcome = type(error).__name__
+                sent.append(Sent(begun, time.monotonic(), outcome))
+
+    clients = [threading.Thread(target=send) for _ in range(threads)]
+    for client in clients:
+        client.start()
+    try:
+        yield sent
+    finally:
+        over.set()
+        for client in clients:
+            client.join()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,9 @@ import requests
 import yaml
 
 from scripts.lib.paths import CONFIG
-from tests.programs import program
+from tests.e2e.conftest import free_ports
+from tests.programs import program, running
+from tests.waiting import wait_until
 
 PROMETHEUS_CONFIG = CONFIG / "prometheus" / "prometheus.yml"
 ALERTS = CONFIG / "prometheus" / "alerts.yml"
@@ -39,9 +39,10 @@ class Prometheus:
 
     url: str
 
-    def query(self, expression: str) -> list[Series]:
-        """The value of an expression now."""
-        result = self._get("query", query=expression)["result"]
+    def query(self, expression: str, at: float | None = None) -> list[Series]:
+        """The value of an expression now, or ``at`` a time (seconds since 1970)."""
+        when = {} if at is None else {"time": at}
+        result = self._get("query", query=expression, **when)["result"]
         return [Series(s["metric"], [(float(s["value"][0]), float(s["value"][1]))]) for s in result]
 
     def query_range(self, expression: str, start: float, end: float, step: float) -> list[Series]:
@@ -58,6 +59,10 @@ class Prometheus:
         alerts = self._get("alerts")["alerts"]
         return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
+    def targets(self) -> list[dict[str, Any]]:
+        """What it scrapes: ``scrapeUrl``, ``labels`` …"""
+        return list(self._get("targets", state="active")["activeTargets"])
+
     def _get(self, path: str, **params: str | float) -> Any:
         answer = requests.get(f"{self.url}/api/v1/{path}", params=params, timeout=TIMEOUT_S).json()
         assert answer["status"] == "success", (params, answer)
@@ -65,49 +70,43 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(metrics_port: int, port: int, folder: Path) -> Iterator[Prometheus]:
+def prometheus(settings: Mapping[str, Any], folder: Path) -> Iterator[Prometheus]:
+    """A Prometheus with these settings, READY.
+
+    Args:
+        settings: what prometheus.yml says.
+        folder: for its settings, its data and its log.
+    """
+    url = f"http://127.0.0.1:{free_ports()}"
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
+    command = [
+        program("prometheus", package="prometheus"),
+        *(f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"),
+        f"--web.listen-address={url.removeprefix('http://')}",
+    ]
+    log = folder / "log"
+    with running(*command, ready=lambda: requests.get(f"{url}/-/ready", timeout=TIMEOUT_S).ok, out=log, err=log):
+        yield Prometheus(url)
+
+
+@contextmanager
+def scraping(metrics_port: int, folder: Path) -> Iterator[Prometheus]:
     """A Prometheus with the project's configuration and alerts, which scrapes ``metrics_port`` of this machine.
 
     It scrapes more often, and alerts wait for 2 s instead of minutes, so that a test needn't.
 
     Args:
         metrics_port: of the server.
-        port: for Prometheus.
         folder: for its data.
     """
-    config = yaml.safe_load(PROMETHEUS_CONFIG.read_text(encoding="utf-8"))
-    config["global"] = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": "2s"}
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{metrics_port}"]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    settings = yaml.safe_load(PROMETHEUS_CONFIG.read_text(encoding="utf-8"))
+    settings["global"] = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": "2s"}
+    settings["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{metrics_port}"]
     alerts = re.sub(r"for: \w+", "for: 2s", ALERTS.read_text(encoding="utf-8"))
     (folder / "alerts.yml").write_text(alerts, encoding="utf-8")
-    command = [
-        program("prometheus", package="prometheus"),
-        *(f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"),
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            prometheus = Prometheus(f"http://127.0.0.1:{port}")
-            wait_until(lambda: _up(prometheus), 60)
-            yield prometheus
-        finally:
-            process.terminate()
-
-
-def _up(prometheus: Prometheus) -> bool:
-    try:
-        return prometheus.value('up{job="densenet"}') == 1
-    except requests.RequestException:
-        return False
-
-
-def wait_until(condition: Any, timeout: float) -> None:
-    """Poll until ``condition()`` is true, at most ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout:.0f} s"
-        time.sleep(0.5)
+    with prometheus(settings, folder) as started:
+        wait_until(lambda: started.value('up{job="densenet"}') == 1, 60)
+        yield started
 
 
 @dataclass(frozen=True)

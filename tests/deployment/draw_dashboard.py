@@ -20,7 +20,7 @@ import matplotlib as mpl
 import requests
 from PIL import Image
 
-from tests.e2e.conftest import free_ports, serving
+from tests.e2e.conftest import serving
 from tests.golden import GOLDEN
 from tests.prometheus import TIMEOUT_S, Panel, Prometheus, panels, scraping
 
@@ -158,7 +158,7 @@ def main(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), "--workers", "2") as server:
         data = Path(folder, "prometheus")
         data.mkdir()
-        with scraping(server.port + 2, free_ports(), data) as prometheus:
+        with scraping(server.port + 2, data) as prometheus:
             load(server.predictions, LOAD_SECONDS)
             draw(prometheus, path, LOAD_SECONDS)
 

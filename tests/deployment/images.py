@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 from scripts.lib.paths import ROOT
 from tests.programs import program
+from tests.waiting import wait_until
 
 BASE = re.findall(r"^ARG BASE=(\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)[0]
 """The image that the Dockerfile starts from."""
@@ -170,27 +170,30 @@ class Container:
 
     def wait_until_healthy(self, timeout: float = 180) -> None:
         """Wait until the image's own health check succeeds."""
-        deadline = time.monotonic() + timeout
-        while self.engine.podman("healthcheck", "run", self.id, check=False).returncode:
+
+        def healthy() -> bool:
+            if self.engine.podman("healthcheck", "run", self.id, check=False).returncode == 0:
+                return True
             assert self.state()["Status"] == "running", self.logs()
-            assert time.monotonic() < deadline, self.logs()
-            time.sleep(0.5)
+            return False
+
+        wait_until(healthy, timeout, self.logs, pause=0.5)
 
     def wait_for_line(self, text: str, timeout: float = 180) -> None:
         """Wait until its first process has printed ``text``."""
-        deadline = time.monotonic() + timeout
-        while text not in self.logs():
+
+        def printed() -> bool:
+            if text in self.logs():
+                return True
             assert self.state()["Status"] == "running", self.logs()
-            assert time.monotonic() < deadline, self.logs()
-            time.sleep(0.2)
+            return False
+
+        wait_until(printed, timeout, self.logs)
 
     def wait_for_end(self, timeout: float = 120) -> int:
         """Wait until it has ended; its exit code."""
-        deadline = time.monotonic() + timeout
-        while (state := self.state())["Status"] == "running":
-            assert time.monotonic() < deadline, self.logs()
-            time.sleep(0.2)
-        return int(state["ExitCode"])
+        wait_until(lambda: self.state()["Status"] != "running", timeout, self.logs)
+        return int(self.state()["ExitCode"])
 
 
 def pip_settings(environment: Mapping[str, str] = os.environ) -> configparser.ConfigParser:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from tests.deployment.images import Engine
 from tests.e2e.conftest import free_ports
 from tests.golden import CHELSEA
 from tests.prometheus import panels
+from tests.waiting import wait_until
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PICTURE = CHELSEA.read_bytes()
 TIMEOUT_S = 60
+PATIENCE_S = 180
 STARTED = ["densenet", "front-door", "prometheus"]
 """What can be had here: all but Grafana."""
 
@@ -49,19 +51,6 @@ class Up:
         return list(answer.json()["data"]["result"])
 
 
-def wait_for(what: str, done: Callable[[], bool], timeout: float = 180) -> None:
-    """Wait until ``done``."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            if done():
-                return
-        except requests.RequestException:
-            pass
-        assert time.monotonic() < deadline, f"{what} took more than {timeout:.0f} s"
-        time.sleep(0.5)
-
-
 @pytest.fixture(scope="module")
 def up(engine: Engine, image: Mapping[str, Any]) -> Iterator[Up]:
     """``compose up`` without Grafana, on free ports; ``compose down`` at the end."""
@@ -81,9 +70,8 @@ def up(engine: Engine, image: Mapping[str, Any]) -> Iterator[Up]:
         started = compose("up", "--detach", "--no-build", *STARTED)
         assert started.returncode == 0, started.stdout + started.stderr
         up = Up(engine, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}", compose)
-        wait_for(
-            "the server", lambda: requests.put(f"{up.front_door}/predictions/densenet", data=PICTURE, timeout=9).ok
-        )
+        predictions = f"{up.front_door}/predictions/densenet"
+        wait_until(lambda: requests.put(predictions, data=PICTURE, timeout=9).ok, PATIENCE_S, pause=0.5)
         yield up
     finally:
         ended = compose("down", "--volumes")
@@ -148,15 +136,15 @@ def test_every_service_runs_without_rights_on_a_read_only_root(up: Up) -> None:
 
 
 def test_the_services_own_health_checks(up: Up) -> None:
+    def healthy(name: str) -> bool:
+        return up.engine.podman("healthcheck", "run", f"densenet_{name}_1", check=False).returncode == 0
+
     for name in STARTED:
-        wait_for(
-            f"{name}: healthy",
-            lambda name=name: not up.engine.podman("healthcheck", "run", f"densenet_{name}_1", check=False).returncode,  # type: ignore[misc]
-        )
+        wait_until(partial(healthy, name), PATIENCE_S, pause=0.5)
 
 
 def test_prometheus_scrapes_the_server(up: Up) -> None:
-    wait_for("the first scrape", lambda: [r["value"][1] for r in up.query('up{job="densenet"}')] == ["1"])
+    wait_until(lambda: [r["value"][1] for r in up.query('up{job="densenet"}')] == ["1"], PATIENCE_S, pause=0.5)
     rules = requests.get(f"{up.prometheus}/api/v1/rules", timeout=TIMEOUT_S).json()["data"]["groups"]
     assert rules, "no alerts"
     assert all(rule["health"] != "err" for group in rules for rule in group["rules"])
@@ -173,5 +161,5 @@ def test_a_server_that_ends_is_started_again(up: Up) -> None:
     kill = 'import json, os; os.kill(json.load(open("/tmp/densenet/run/5000/state.json"))["pid"], 9)'
     up.engine.podman("exec", "densenet_densenet_1", "python3", "-c", kill)
     down = f"{up.front_door}/predictions/densenet"
-    wait_for("the end", lambda: requests.put(down, data=PICTURE, timeout=9).status_code != 200)
-    wait_for("the restart", lambda: requests.put(down, data=PICTURE, timeout=9).ok)
+    wait_until(lambda: requests.put(down, data=PICTURE, timeout=9).status_code != 200, PATIENCE_S, pause=0.5)
+    wait_until(lambda: requests.put(down, data=PICTURE, timeout=9).ok, PATIENCE_S, pause=0.5)

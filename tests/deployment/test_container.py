@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from scripts.lib.paths import BUNDLED, ROOT
 from tests.deployment.images import IMAGE, Container, Engine
 from tests.e2e.conftest import free_ports
 from tests.golden import CHELSEA, DOG, GOLDEN, Golden
+from tests.load import sending
+from tests.waiting import wait_until
 
 PICTURE = CHELSEA.read_bytes()
 TIMEOUT_S = 60
@@ -191,46 +192,14 @@ os.kill(json.load(open("/tmp/densenet/run/5000/state.json"))["pid"], signal.SIGK
 """
 
 
-@dataclass(frozen=True)
-class Sent:
-    """A request: when it began and ended, and its status or the client's error."""
-
-    begun: float
-    ended: float
-    outcome: int | str
-
-
 def test_sigterm_answers_what_is_under_way(fresh: Served, record_property: Any) -> None:
     """Twelve clients without a pause; each request that had begun before the signal is answered with 200."""
-    sent: list[Sent] = []
-    over = threading.Event()
-
-    def client() -> None:
-        with requests.Session() as session:
-            while not over.is_set():
-                begun = time.monotonic()
-                try:
-                    outcome: int | str = session.put(fresh.predictions, data=PICTURE, timeout=TIMEOUT_S).status_code
-                except requests.RequestException as error:
-                    outcome = type(error).__name__
-                sent.append(Sent(begun, time.monotonic(), outcome))
-                if outcome != 200:
-                    return  # the server has gone
-
-    threads = [threading.Thread(target=client) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + TIMEOUT_S
-    while len(sent) < 50:
-        assert time.monotonic() < deadline, "too few answers"
-        time.sleep(0.05)
-    signalled = time.monotonic()
-    fresh.container.engine.podman("kill", "--signal", "TERM", fresh.container.id)
-    code = fresh.container.wait_for_end()
-    took = time.monotonic() - signalled
-    over.set()
-    for thread in threads:
-        thread.join()
+    with sending(fresh.predictions, 12) as sent:
+        wait_until(lambda: len(sent) >= 50)
+        signalled = time.monotonic()
+        fresh.container.engine.podman("kill", "--signal", "TERM", fresh.container.id)
+        code = fresh.container.wait_for_end()
+        took = time.monotonic() - signalled
     under_way = [request for request in sent if request.begun < signalled < request.ended]
     print(f"ended {took:.1f} s after SIGTERM; under way then: {Counter(r.outcome for r in under_way)}")
     assert len(under_way) >= 10

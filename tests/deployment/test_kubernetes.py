@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from tests.deployment.manifests import (
 )
 from tests.e2e.conftest import free_ports
 from tests.golden import CHELSEA
+from tests.waiting import wait_until
 
 OVERLAYS = ["cpu", "gpu"]
 KSERVE = ["base", "scale-to-zero", "canary"]
@@ -337,10 +337,8 @@ def test_the_pod_runs_as_it_stands(cpu: list[Manifest], engine: Engine, image: d
             return done.stdout if done.returncode == 0 else ""
 
         startup = container["startupProbe"]
-        deadline = time.monotonic() + startup["periodSeconds"] * startup["failureThreshold"]
-        while not probe("startupProbe"):
-            assert time.monotonic() < deadline, running.logs()
-            time.sleep(0.5)
+        patience = startup["periodSeconds"] * startup["failureThreshold"]
+        wait_until(lambda: probe("startupProbe"), patience, running.logs, pause=0.5)
         workers = limits["cpu"]
         assert f"{workers} of {workers} workers READY" in probe("readinessProbe")
         assert probe("livenessProbe")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +21,9 @@ from scripts.lib.paths import ROOT
 from tests.deployment.manifests import KUBERNETES, Manifest, find, pod_spec, render
 from tests.e2e.conftest import Running, free_ports, serving
 from tests.golden import CHELSEA
-from tests.programs import program
+from tests.programs import program, running
+from tests.prometheus import prometheus
+from tests.waiting import wait_until
 
 DEADLINE_S = 60
 PICTURE = CHELSEA.read_bytes()
@@ -37,36 +39,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def cpu() -> list[Manifest]:
     return render(KUBERNETES / "overlays" / "cpu")
-
-
-def poll(condition: Callable[[], object], what: str) -> None:
-    """Wait until ``condition`` holds."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
-        time.sleep(0.05)
-
-
-@contextmanager
-def running(*command: str, ready: Callable[[], object]) -> Iterator[None]:
-    """A program that runs while the block does, once it is ready."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        poll(lambda: process.poll() is not None or ready(), f"{command[0]} ready")
-        if process.poll() is not None:
-            raise AssertionError(f"{command[0]} ended: {process.communicate()[0]}")
-        yield
-    finally:
-        process.terminate()
-        process.communicate(timeout=DEADLINE_S)
-
-
-def answers(url: str) -> bool:
-    """Whether somebody answers with a 200."""
-    try:
-        return requests.get(url, timeout=5).ok
-    except requests.RequestException:
-        return False
 
 
 # ---- probes ---------------------------------------------------------------------------------------
@@ -87,11 +59,12 @@ def test_the_probes_pass_only_while_a_worker_is_ready(cpu: list[Manifest], serve
     model = f"{server.management}/models/densenet"
     requests.put(f"{model}?min_worker=0&synchronous=true", timeout=DEADLINE_S).raise_for_status()
     try:
-        assert answers(f"{server.url}/ping"), "TorchServe calls itself healthy, workers or not"
+        healthy = requests.get(f"{server.url}/ping", timeout=DEADLINE_S).ok
+        assert healthy, "TorchServe calls itself healthy, workers or not"
         assert not any(passes(probe) for probe in probes)
     finally:
         requests.put(f"{model}?min_worker=1&synchronous=true", timeout=DEADLINE_S).raise_for_status()
-    poll(lambda: passes(probes[0]), "READY again")
+    wait_until(lambda: passes(probes[0]), DEADLINE_S)
 
 
 # ---- the front door -------------------------------------------------------------------------------
@@ -157,7 +130,9 @@ def front_door(cpu: list[Manifest], service: int, folder: Path) -> Iterator[str]
     assert command[:2] == ["nginx", "-c"]
     arguments = [argument.replace(mount["mountPath"], str(folder)) for argument in command[1:]]
     url = f"http://127.0.0.1:{port}"
-    with running(nginx, "-p", str(folder), *arguments, ready=lambda: answers(url)):
+    log = folder / "log"
+    command = [nginx, "-p", str(folder), *arguments]
+    with running(*command, ready=lambda: requests.get(url, timeout=DEADLINE_S).ok, out=log, err=log):
         yield url
 
 
@@ -226,43 +201,32 @@ def test_the_autoscalers_metric_rises_with_the_load_and_falls_with_it(server: Ru
         discovered("front-door", "http", "Running", server.port),
     ]
     job["scrape_interval"] = "1s"
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [job]}), encoding="utf-8")
-    url = f"http://127.0.0.1:{free_ports()}"
-    command = [
-        *(program("prometheus", package="prometheus"), f"--config.file={tmp_path / 'prometheus.yml'}"),
-        *(f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address={url.removeprefix('http://')}"),
-    ]
-
-    def ask(question: str, at: float) -> float | None:
-        parameters = {"query": question, "time": str(at)}
-        answer = requests.get(f"{url}/api/v1/query", params=parameters, timeout=DEADLINE_S).json()
-        results = answer["data"]["result"]
-        if not results:
-            return None
-        (result,) = results
-        return float(result["value"][1])
-
-    def targets() -> list[Manifest]:
-        answer = requests.get(f"{url}/api/v1/targets", params={"state": "active"}, timeout=DEADLINE_S).json()
-        return list(answer["data"]["activeTargets"])
 
     def predict(_: int) -> None:
         requests.post(server.predictions, data=PICTURE, timeout=DEADLINE_S).raise_for_status()
 
     predict(0)  # the series exists from the first request on
-    with running(*command, ready=lambda: answers(f"{url}/-/ready")):
-        poll(targets, "targets")
-        (target,) = targets()
+    with prometheus({"scrape_configs": [job]}, tmp_path) as started:
+
+        def ask(question: str, at: float) -> float | None:
+            found = started.query(question, at)
+            if not found:
+                return None
+            (result,) = found
+            return result.points[0][1]
+
+        wait_until(started.targets, DEADLINE_S)
+        (target,) = started.targets()
         assert target["scrapeUrl"].endswith(f":{server.port + 2}/metrics"), "the servers' metrics, and nothing else"
         named = {"job": "densenet", "namespace": "densenet", "pod": "densenet-0", "instance": "densenet-0"}
         assert target["labels"] == named
-        poll(lambda: ask(f"count_over_time({series}[1m])", time.time()), "a first sample")
+        wait_until(lambda: ask(f"count_over_time({series}[1m])", time.time()), DEADLINE_S)
         until = time.monotonic() + 4
         with ThreadPoolExecutor(max_workers=8) as pool:
             while time.monotonic() < until:
                 list(pool.map(predict, range(16)))
         ended = time.time()
-        poll(lambda: (ask(f"count_over_time({series}[1m])", ended + 61) or 0) >= 3, "samples after the load")
+        wait_until(lambda: (ask(f"count_over_time({series}[1m])", ended + 61) or 0) >= 3, DEADLINE_S)
         loaded = ask(query, time.time())
         # In a minute from now the window will hold the samples after the load alone.
         idle = ask(query, ended + 61)

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,7 @@ import yaml
 from scripts.lib.paths import CONFIG, ROOT
 from scripts.lib.server import find_server
 from tests.deployment.draw_dashboard import draw
-from tests.e2e.conftest import Running, free_ports, serving
+from tests.e2e.conftest import Running, serving
 from tests.golden import PACKAGED
 from tests.programs import program
 from tests.prometheus import (
@@ -32,8 +33,8 @@ from tests.prometheus import (
     panels,
     scraping,
     selectors,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 RULES = [rule for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]]
 ALERT_TESTS = Path(__file__).with_name("alerts.test.yml")
@@ -132,7 +133,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def prometheus(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that scrapes it."""
-    with scraping(server.port + 2, free_ports(), tmp_path_factory.mktemp("prometheus")) as running:
+    with scraping(server.port + 2, tmp_path_factory.mktemp("prometheus")) as running:
         yield running
 
 
@@ -199,13 +200,16 @@ def test_every_alert_reads_series_that_exist(answers: Counter[int], prometheus: 
 
 
 def test_the_autoscalers_series_fall_when_the_load_falls(answers: Counter[int], prometheus: Prometheus) -> None:
+    def has_fallen(expression: str) -> bool:
+        return prometheus.value(expression) == 0
+
     assert answers
     text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     documented = re.findall(r"^    (sum by \(pod\).*)$", text, re.MULTILINE)
     assert len(documented) == 3
     for expression in documented:
         now = expression.replace("[2m]", "[10s]")
-        wait_until(lambda now=now: prometheus.value(now) == 0, 60)
+        wait_until(partial(has_fallen, now), 60)
         peak = max(v for s in prometheus.query_range(now, time.time() - 300, time.time(), 2) for _, v in s.points)
         assert peak > 0
 

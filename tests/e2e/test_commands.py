@@ -40,17 +40,16 @@ from scripts.lib.server import (
 )
 from tests.e2e.conftest import Running, command, free_ports, serving
 from tests.golden import CHELSEA, PACKAGED
-from tests.load import load
+from tests.load import load, sending
+from tests.waiting import wait_until
 
 PICTURE = CHELSEA.read_bytes()
 
 
 def wait_for_workers(server: Running, wanted: int, timeout: float = 60) -> None:
     """Wait until exactly ``wanted`` workers are READY."""
-    deadline = time.monotonic() + timeout
-    while Management(server.management).status().ready != wanted:
-        assert time.monotonic() < deadline, "the workers didn't become READY"
-        time.sleep(0.1)
+    management = Management(server.management)
+    wait_until(lambda: management.status().ready == wanted, timeout, lambda: str(management.status()))
 
 
 def test_serve_says_what_is_served_and_where(server: Running) -> None:
@@ -184,12 +183,10 @@ def test_scale_asks_for_a_number() -> None:
 
 def test_a_killed_worker_comes_back(server: Running) -> None:
     wait_for_workers(server, 2)
-    victim = Management(server.management).status().workers[0].pid
+    management = Management(server.management)
+    victim = management.status().workers[0].pid
     os.kill(victim, signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while victim in {w.pid for w in Management(server.management).status().workers}:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: victim not in {w.pid for w in management.status().workers})
     wait_for_workers(server, 2)
     assert requests.put(server.predictions, data=PICTURE, timeout=60).status_code == 200
 
@@ -251,26 +248,11 @@ def test_foreground_stops_on_a_signal(model_store: Path, number: signal.Signals)
 @pytest.mark.parametrize("how", ["sigterm", "stop.py"])
 def test_stopping_answers_what_is_under_way(model_store: Path, how: str) -> None:
     """Six clients without a pause at one worker: whatever had begun before the stop gets its answer."""
-    sent: list[tuple[float, int | str]] = []
-
-    def client(url: str) -> None:
-        with requests.Session() as session:
-            while True:
-                begun = time.monotonic()
-                try:
-                    sent.append((begun, session.put(url, data=PICTURE, timeout=60).status_code))
-                except requests.RequestException as error:
-                    sent.append((begun, type(error).__name__))
-                    return
-
-    with foreground(model_store) as (process, port):
-        threads = [
-            threading.Thread(target=client, args=(f"http://127.0.0.1:{port}/predictions/densenet",)) for _ in range(6)
-        ]
-        for thread in threads:
-            thread.start()
-        while len(sent) < 20:
-            time.sleep(0.05)
+    with (
+        foreground(model_store) as (process, port),
+        sending(f"http://127.0.0.1:{port}/predictions/densenet", 6) as sent,
+    ):
+        wait_until(lambda: len(sent) >= 20)
         stopped = time.monotonic()
         if how == "sigterm":
             process.send_signal(signal.SIGTERM)
@@ -278,13 +260,11 @@ def test_stopping_answers_what_is_under_way(model_store: Path, how: str) -> None
             result = command("stop.py", "--port", str(port))
             assert (result.returncode, result.stderr) == (0, "")
         output, errors = process.communicate(timeout=120)
-        for thread in threads:
-            thread.join()
     assert process.returncode == 0, errors
     assert errors == ""
     assert output.endswith("stopped\n") or how == "stop.py"
-    assert {answer for begun, answer in sent if begun < stopped} == {200}
-    assert {answer for begun, answer in sent if begun >= stopped} <= {200, "ConnectionError"}
+    assert {request.outcome for request in sent if request.begun < stopped} == {200}
+    assert {request.outcome for request in sent if request.begun >= stopped} <= {200, "ConnectionError"}
 
 
 def test_a_finished_archive_is_served_as_it_is(model_store: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import io
 import re
 import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from PIL import Image
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED, ROOT
 from tests.e2e.conftest import Running
-from tests.e2e.test_readme import NUMBER, pattern, steps
+from tests.e2e.test_readme import check, steps
 from tests.golden import CHELSEA, DOG, PACKAGED
 
 TIMEOUT_S = 120
@@ -115,13 +114,9 @@ def test_the_document_does_what_it_says(server: Running, tmp_path: Path) -> None
     document = (ROOT / "docs" / "explanations.md").read_text(encoding="utf-8")
     commands = [step for block in re.findall(r"```console\n(.*?)```", document, re.DOTALL) for step in steps(block)]
     assert len(commands) == 3
+    shell = {"port": str(server.port), "view": str(tmp_path), "store": str(server.model_store), "cache": str(tmp_path)}
     for step in commands:
-        line = step.command.replace("http://127.0.0.1:5000", server.url)
-        run = subprocess.run(
-            ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
-        )
-        printed = NUMBER.sub("0", run.stdout.strip())
-        assert pattern(step.output).fullmatch(printed), f"$ {step.command}\n{run.stdout}"
+        check(step, shell)
     assert (tmp_path / "looked.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -16,7 +16,7 @@ import yaml
 from scripts.lib.paths import CONFIG, ROOT
 from tests.deployment.manifests import find, kubectl, pod_spec, render
 from tests.e2e import test_readme
-from tests.e2e.test_readme import BLOCK, NUMBER, Step, pattern, steps
+from tests.e2e.test_readme import BLOCK, NUMBER, Step, check, pattern, steps
 from tests.golden import DOG
 
 DOCUMENTS = ["operations.md", "kubernetes.md"]
@@ -48,10 +48,7 @@ def test_the_commands_of_the_operations_guide(shell: dict[str, str]) -> None:
     commands.insert(0, start)
     assert len(commands) >= 6
     for step in commands:
-        result = test_readme.run(step, shell)
-        assert result.returncode == 0, f"$ {step.command}\n{result.stdout}{result.stderr}"
-        printed = NUMBER.sub("0", result.stdout.strip())
-        assert pattern(step.output).fullmatch(printed), f"$ {step.command}\n{result.stdout}\n--- guide:\n{step.output}"
+        check(step, shell)
 
 
 def test_the_commands_of_the_kubernetes_guide() -> None:

@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,10 @@ from scripts.lib.model_folder import read_model_folder, write_model_folder
 from scripts.lib.paths import BUNDLED
 from tests.browser import Visit, chromium, visit
 from tests.e2e.conftest import Running, command, serving
+from tests.front_door import front_door
 from tests.golden import CHELSEA, PACKAGED
 from tests.unit.conftest import tiny_card, tiny_state
+from tests.waiting import wait_until
 
 MODEL = read_model_folder(BUNDLED)
 PICTURES = [golden.path for golden in PACKAGED]
@@ -339,6 +340,24 @@ def test_a_phone_may_take_a_photograph(browser: Browser, server: Running, opened
         assert page.evaluate("() => document.documentElement.scrollWidth") == 360
 
 
+def test_the_page_works_through_the_front_door(browser: Browser, server: Running) -> None:
+    """At ``/`` of the real nginx, whose own headers and limits must not stand in its way."""
+    label = predicted(server, CHELSEA)["label"]
+    with front_door(f"127.0.0.1:{server.port}") as door, visit(browser, f"{door.url}/") as visited:
+        page = visited.page
+        choose(page, PICTURES[1])
+        transfer(page, "drop", CHELSEA, "dropped.png")
+        settled(page)
+        expect(page.locator(".label")).to_have_text([predicted(server, PICTURES[1])["label"], label])
+        page.get_by_role("switch", name="Where did it look?").click()
+        expect(page.locator(".heat:visible")).to_have_count(2, timeout=PATIENCE_MS)
+        expect(page.locator(".command code").last).to_contain_text(f"{door.url}/explanations/densenet")
+        assert not visited.messages, "a violation of the Content-Security-Policy is one, too"
+        assert {urlsplit(address).netloc for address in visited.addresses} == {f"127.0.0.1:{door.port}"}
+        for path in ("/", "/predictions/densenet", "/explanations/densenet"):
+            assert door.log(uri=path)["status"] == 200
+
+
 # --- nobody else ------------------------------------------------------------------------------------
 
 
@@ -400,10 +419,7 @@ def test_a_busy_server_is_asked_again_and_a_dead_one_is_named(browser: Browser, 
     def workers(number: int) -> None:
         model = f"{other.management}/models/densenet"
         assert requests.put(f"{model}?min_worker={number}&max_worker={number}", timeout=60).status_code == 202
-        deadline = time.monotonic() + 60
-        while len(requests.get(model, timeout=60).json()[0]["workers"]) != number:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: len(requests.get(model, timeout=60).json()[0]["workers"]) == number)
 
     with visit(browser, other.predictions) as visited:
         page = visited.page

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import pytest
 from scripts.lib.paths import ROOT
 from tests.e2e.conftest import Running, command, serving
 from tests.golden import CHELSEA, PACKAGED
+from tests.waiting import wait_until
 
 PICTURES = 300
 
@@ -53,11 +53,14 @@ def predicting(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 def wait_for_lines(path: Path, lines: int, process: subprocess.Popen[str]) -> None:
     """Wait until the file has so many lines."""
-    deadline = time.monotonic() + 120
-    while not path.exists() or path.read_bytes().count(b"\n") < lines:
+
+    def written() -> bool:
+        if path.exists() and path.read_bytes().count(b"\n") >= lines:
+            return True
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return False
+
+    wait_until(written, 120, pause=0.02)
 
 
 def test_a_batch_outlasts_a_restart_and_a_kill_and_an_interruption(

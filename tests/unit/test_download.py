@@ -24,6 +24,7 @@ from scripts.lib import download as module
 from scripts.lib import paths
 from scripts.lib.console import CommandError
 from scripts.lib.download import DownloadError, download
+from tests.waiting import wait_until
 
 CONTENT = random.Random(0).randbytes(300 * 1024)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -429,13 +430,6 @@ def start_process(url: str, target: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it didn't happen within 60 s"
-        time.sleep(0.01)
 
 
 def test_a_second_process_waits_for_the_first(host: Host, target: Path) -> None:
