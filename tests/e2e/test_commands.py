@@ -76,7 +76,7 @@ def test_a_port_in_use_is_named_with_its_owner(offset: int, name: str) -> None:
     assert result.returncode == 1
     assert f"error: port {port + offset} ({name}) can't be used" in result.stderr
     assert f"(process {os.getpid()}) listens there" in result.stderr
-    assert not (RUN / str(port)).exists()
+    assert not (RUN / str(port) / "state.json").exists()
 
 
 def test_status_of_a_ready_server(server: Running) -> None:
