@@ -26,11 +26,13 @@ from scripts.lib.console import CommandError
 from scripts.lib.machine import serving_device
 from scripts.lib.model_folder import LABELS, WEIGHTS, ModelFolder, write_atomically
 from scripts.lib.packed import MANIFEST, MODEL_CONFIG
-from scripts.lib.paths import CONFIG, HANDLER, MODEL_NAME, MODEL_STORE
+from scripts.lib.paths import CONFIG, HANDLER, MODEL_NAME, MODEL_STORE, OPENAPI
 from scripts.lib.precision import Wanted, settle
 
 VERSION = "1.0"
 ENTRY = "densenet_handler.py"
+DESCRIPTION = "openapi.json"
+"""The description of the API, which the frontend answers ``OPTIONS`` with (scripts/lib/frontend)."""
 GPU_CONFIG = "model-config.gpu.yaml"
 PACKED = (".py", ".html", ".css", ".js")
 """What is packed of the folder ``handler``."""
@@ -59,6 +61,7 @@ def archive_inputs(model: ModelFolder, card: ModelCard, converted: Mapping[str, 
         MODEL_CONFIG: (template + section).encode(),
         LABELS: (model.path / LABELS).read_bytes(),
         WEIGHTS: model.weights.read_bytes(),
+        DESCRIPTION: json.dumps(yaml.safe_load(OPENAPI.read_text(encoding="utf-8"))).encode(),
     }
     for source in sorted(HANDLER.rglob("*")):
         if source.suffix in PACKED and source.name != ENTRY:

@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 """The checkout."""
 CONFIG = ROOT / "config"
 HANDLER = ROOT / "handler"
+OPENAPI = ROOT / "docs" / "openapi.yaml"
+"""The description of the inference API."""
 MODEL_NAME = "densenet"
 """The name under which the model is served and its archive is stored."""
 MODEL_STORE = Path(os.environ.get("DENSENET_MODEL_STORE") or ROOT / "model_store")

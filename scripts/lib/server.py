@@ -29,7 +29,7 @@ import requests
 
 from handler.hold import HEADER, PREFIX
 from scripts.lib.console import CommandError, warn
-from scripts.lib.frontend import LIMITS
+from scripts.lib.frontend import AGENT
 from scripts.lib.management import POLL_SECONDS, Management, ModelStatus
 from scripts.lib.model_folder import json_bytes, write_atomically
 from scripts.lib.paths import CONFIG, MODEL_NAME, RUN
@@ -348,7 +348,7 @@ def server_environment(java_home: Path, folder: Path, temporary: Path) -> dict[s
         "LOG_LOCATION": str(folder / "logs"),
         "METRICS_LOCATION": str(folder / "logs"),
         # Java reads it; vmargs of config.properties couldn't hold a path with a space
-        "JDK_JAVA_OPTIONS": f'{os.environ.get("JDK_JAVA_OPTIONS", "")} "-javaagent:{LIMITS}"'.lstrip(),
+        "JDK_JAVA_OPTIONS": f'{os.environ.get("JDK_JAVA_OPTIONS", "")} "-javaagent:{AGENT}"'.lstrip(),
         # a thread pool a worker would only wait: the handler sets the threads that the card says
         "OMP_NUM_THREADS": "1",
     }

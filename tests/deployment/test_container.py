@@ -79,7 +79,15 @@ def test_the_image_says_what_it_is(image: dict[str, Any]) -> None:
 
 def test_the_last_stage_holds_what_serving_needs_and_nothing_else(served: Served) -> None:
     tools = served.container.execute("sh", "-c", "ls /app; command -v gcc cc make pip pip3 git curl; true").stdout
-    assert tools.split() == ["LICENSE", "config", "handler", "index_to_name.json", "model_store", *_others(tools)]
+    assert tools.split() == [
+        "LICENSE",
+        "config",
+        "docs",
+        "handler",
+        "index_to_name.json",
+        "model_store",
+        *_others(tools),
+    ]
     # empty files may be where the build had this machine's settings of pip mounted
     look = (
         "find /var/lib/apt/lists /var/cache/apt /root /etc/pip.conf /app/tests /app/.git -type f -size +4k 2>/dev/null"

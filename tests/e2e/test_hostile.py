@@ -51,7 +51,7 @@ FORMS = {
 
 @pytest.mark.parametrize(("raw", "message"), FORMS.values(), ids=FORMS.keys())
 def test_form_of_many_fields_is_refused_by_the_frontend(server: Running, raw: bytes, message: bytes) -> None:
-    """CVE-2024-29025: without limits.jar the first took 6 GB and two minutes, and killed the worker."""
+    """CVE-2024-29025: without agent.jar the first took 6 GB and two minutes, and killed the worker."""
     reply = exchange(server.port, raw, TIMEOUT_S)
     assert (reply.status, reply.is_proper) == (400, True)
     assert message in reply.body

@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 import requests
 import yaml
 
-from scripts.lib.paths import ROOT
+from scripts.lib.paths import OPENAPI, ROOT
 from tests.e2e.conftest import Running
 from tests.e2e.test_contract import LABELS
 
-OPENAPI = ROOT / "docs" / "openapi.yaml"
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
     "negative_data_rejection"
@@ -71,10 +71,8 @@ def test_the_description_knows_the_bundled_model() -> None:
     assert (schemas["TopK"]["maximum"], schemas["Target"]["maximum"]) == (len(LABELS), len(LABELS) - 1)
 
 
-def test_what_torchserve_describes_is_wrong(server: Running) -> None:
-    """When this fails, TorchServe's own description may have become useful: see docs/protocols.md."""
-    answer = requests.options(server.predictions, timeout=60).json()
-    assert set(answer["paths"]) == {
-        *("/prediction/densenet", "/v1/models/{model_name}:predict", "/v2/models/{model_name}/infer")
-    }
-    assert not any("requestBody" in path["post"] for path in answer["paths"].values())
+@pytest.mark.parametrize("path", ["/predictions/densenet", "/predictions/densenet/1.0"])
+def test_options_answers_with_the_description(server: Running, path: str) -> None:
+    answer = requests.options(f"{server.url}{path}", timeout=60)
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json() == yaml.safe_load(OPENAPI.read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -12,7 +13,7 @@ import yaml
 
 from scripts.lib.console import CommandError
 from scripts.lib.model_folder import read_model_folder
-from scripts.lib.packed import MODEL_CONFIG, packed_card
+from scripts.lib.packed import MANIFEST, MODEL_CONFIG, packed_card, packed_model
 from scripts.lib.paths import BUNDLED, ROOT
 
 
@@ -21,7 +22,9 @@ def test_the_card_of_an_archive(tmp_path: Path) -> None:
     archive = tmp_path / "a.mar"
     with zipfile.ZipFile(archive, "w") as mar:
         mar.writestr(MODEL_CONFIG, yaml.safe_dump({"batchSize": 1, "handler": card.to_dict()}))
+        mar.writestr(MANIFEST, json.dumps({"model": {"modelVersion": "2.0"}}))
     assert packed_card(archive) == card
+    assert packed_model(archive) == ("2.0", card)
 
 
 def test_what_is_no_archive_of_this_project(tmp_path: Path) -> None:

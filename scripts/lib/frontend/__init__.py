@@ -1,9 +1,10 @@
-"""Limits that TorchServe's frontend lacks: a Java agent, ``limits.jar``, of which the server's JVM is told.
+"""What TorchServe's frontend lacks: a Java agent, ``agent.jar``, of which the server's JVM is told.
 
 The archived TorchServe bundles Netty 4.1.53, which takes forms of any number of fields
-(CVE-2024-29025): one request of 31 MB made the frontend grow to 6 GB and killed a worker.
-``densenet/FrontendLimits.java`` tells how the agent closes that. ``python3 -m scripts.lib.frontend``
-compiles it anew with javac 17; a test compiles it and compares the bytes.
+(CVE-2024-29025): one request of 31 MB made the frontend grow to 6 GB and killed a worker. It
+answers ``OPTIONS /predictions/densenet`` with a description that is wrong. ``densenet/FrontendAgent.java``
+tells how the agent changes that. ``python3 -m scripts.lib.frontend`` compiles it anew with javac 17; a
+test compiles it and compares the bytes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import zipfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-LIMITS = FOLDER / "limits.jar"
+AGENT = FOLDER / "agent.jar"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_MANIFEST = b"Manifest-Version: 1.0\r\nPremain-Class: densenet.FrontendLimits\r\n\r\n"
+_MANIFEST = b"Manifest-Version: 1.0\r\nPremain-Class: densenet.FrontendAgent\r\n\r\n"
 
 
-def build_limits(javac: str, frontend: Path) -> bytes:
-    """``limits.jar``, compiled from its sources; the same bytes from the same javac.
+def build_agent(javac: str, frontend: Path) -> bytes:
+    """``agent.jar``, compiled from its sources; the same bytes from the same javac.
 
     Args:
         javac: the compiler, of a JDK 17.
