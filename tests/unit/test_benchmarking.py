@@ -257,7 +257,7 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--requests", "0"], "expected at least 1"),
         (["--concurrency", "1,0"], "expected at least 1"),
         (["--concurrency", "1,1"], "names a number twice"),
-        (["--concurrency", "1,x"], "invalid"),
+        (["--concurrency", "1,x"], "'x' is no whole number, expected at least 1"),
         (["--contenders", "ours"], "two or more different"),
         (["--contenders", "ours,ours"], "two or more different"),
         (["--contenders", "ours,tornado"], "unknown contender 'tornado', expected ours, stock"),
