@@ -368,6 +368,8 @@ def test_management_for_others_needs_tokens() -> None:
 
 def test_the_archive_works_with_plain_torchserve(model_store: Path, tmp_path: Path) -> None:
     """The command line of the design, on free ports."""
+    built = command("build_archive.py", "--weights", "bundled", "--model-store", str(model_store))
+    assert built.returncode == 0, built.stderr
     port = free_ports()
     properties = read_properties(CONFIG / "config.properties")
     text = "".join(f"{key}={value}\n" for key, value in properties.items())
@@ -395,8 +397,9 @@ def test_the_archive_works_with_plain_torchserve(model_store: Path, tmp_path: Pa
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text(errors="replace")[-2000:]
             time.sleep(0.2)
         assert requests.put(running.predictions, data=PICTURE, timeout=60).json()["label"]
-        metrics = requests.get(f"http://127.0.0.1:{port + 2}/metrics", timeout=60).text
-        assert 'densenet_stage_seconds_count{model_version="1.0",stage="inference"' in metrics
+        metrics = f"http://127.0.0.1:{port + 2}/metrics"
+        series = 'densenet_stage_seconds_count{model_version="1.0",stage="inference"'
+        wait_until(lambda: series in requests.get(metrics, timeout=60).text)  # workers report every 2 s
     finally:
         subprocess.run(["torchserve", "--stop", "--foreground"], cwd=tmp_path, env=environment, check=True)
 
