@@ -73,6 +73,13 @@ def test_what_is_odd_or_large_is_not_ordinary(data: bytes) -> None:
     assert not is_ordinary(data)
 
 
+@pytest.mark.parametrize(
+    "data", [jpeg(), b"\xff\xd8\xff", b"\xff\xd8\xff\xda" + b"\xff\xda\0" * 7], ids=["one", "none", "both"]
+)
+def test_scans_are_counted_at_even_and_odd_places(data: bytes) -> None:
+    assert isolation._scans(data) == data.count(b"\xff\xda")
+
+
 @pytest.mark.usefixtures("isolated")
 @pytest.mark.parametrize("sample", pictures.samples(), ids=lambda s: s.name)
 def test_both_places_give_the_same_pixels(reader: IsolatedReader, sample: Sample) -> None:
