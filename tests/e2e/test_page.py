@@ -279,7 +279,7 @@ def test_the_keyboard_is_enough(opened: Visit) -> None:
     tab_to(page, ".skip")
     tab_to(page, "#files")
     choosers: list[FileChooser] = []
-    page.on("filechooser", lambda chooser: choosers.append(chooser))
+    page.on("filechooser", lambda chooser: choosers.append(chooser))  # noqa: PLW0108 (it takes no built-in method)
 
     def asked() -> bool:
         page.keyboard.press("Enter")  # again, if a busy machine's browser dropped it
