@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=positive,
         default=8,
         metavar="N",
-        help="requests at once; four a worker keep the server busy (default 8)",
+        help="requests at once; two a worker keep the server busy (default 8)",
     )
     add(
         "--patience",
