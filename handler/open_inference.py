@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image
 
 from handler.errors import ImageTooLarge, InvalidParameter, InvalidRequest, RequestError, TooManyInstances
-from handler.payload import Payload, header, topk_of
-from handler.responses import JSON, Response
+from handler.payload import Payload, header, text_of, topk_of
+from handler.responses import JSON, Response, json_text
 from handler.topk import Prediction
 
 LENGTH_HEADER = "inference-header-content-length"
@@ -162,7 +162,7 @@ def infer_error_response(error: RequestError, identity: object, model: Model) ->
     names = {"id": identity if isinstance(identity, str) else "", "model_name": model.name}
     rest = {"model_version": model.version, "outputs": outputs}
     body = {**error.to_dict(), "error": str(error), **names, **rest}
-    return Response(error.status, error.phrase, JSON, json.dumps(body, ensure_ascii=False) + "\n", outcome=error.type)
+    return Response(error.status, error.phrase, JSON, json_text(body), outcome=error.type)
 
 
 def about_response(row: Mapping[str, Any], model: Model, platform: str) -> Response:
@@ -183,10 +183,9 @@ def about_response(row: Mapping[str, Any], model: Model, platform: str) -> Respo
     extra = sorted(name for name in row if name not in ("about", "model_name") and (name != "body" or row[name]))
     if extra:
         raise InvalidRequest(f"received 'about' together with {extra[0][:100]!r}; send one or the other")
-    wanted = row["about"]
-    text = bytes(wanted).decode("utf-8", "replace") if isinstance(wanted, (bytes, bytearray)) else wanted
+    text = text_of(row["about"])
     if text == "ready":
-        return Response(200, "OK", JSON, json.dumps({"name": model.name, "ready": True}) + "\n")
+        return Response(200, "OK", JSON, json_text({"name": model.name, "ready": True}))
     if text != "metadata":
         raise InvalidParameter(f"received about={str(text)[:100]!r}; accepted are 'metadata' and 'ready'")
     data = {
@@ -199,7 +198,7 @@ def about_response(row: Mapping[str, Any], model: Model, platform: str) -> Respo
         ],
         "outputs": [{"name": name, "datatype": datatype, "shape": [-1, -1]} for name, datatype in OUTPUTS.items()],
     }
-    return Response(200, "OK", JSON, json.dumps(data) + "\n")
+    return Response(200, "OK", JSON, json_text(data))
 
 
 def _pictures(tensor: Mapping[str, Any], contents: bytes, max_instances: int, max_pixels: int) -> list[bytes]:

@@ -140,7 +140,7 @@ def topk_of(value: Any, num_classes: int) -> int:
     number = _whole_number(value)
     if number is None or not 1 <= number <= num_classes:
         raise InvalidParameter(
-            f"received topk={str(_text(value))[:100]!r}; accepted are whole numbers from 1 to {num_classes}, "
+            f"received topk={str(text_of(value))[:100]!r}; accepted are whole numbers from 1 to {num_classes}, "
             "the number of classes"
         )
     return number
@@ -148,7 +148,7 @@ def topk_of(value: Any, num_classes: int) -> int:
 
 def _explanation(fields: dict[str, Any], num_classes: int) -> ExplanationOptions:
     """What the fields ``method`` and ``target`` ask for; both are taken out of ``fields``."""
-    method = _text(fields.pop("method", GRAD_CAM))
+    method = text_of(fields.pop("method", GRAD_CAM))
     if method not in METHODS:
         raise InvalidParameter(f"received method={str(method)[:100]!r}; accepted are {' and '.join(METHODS)}")
     if "target" not in fields:
@@ -157,20 +157,20 @@ def _explanation(fields: dict[str, Any], num_classes: int) -> ExplanationOptions
     target = _whole_number(value)
     if target is None or not 0 <= target < num_classes:
         raise InvalidParameter(
-            f"received target={str(_text(value))[:100]!r}; accepted are whole numbers from 0 to {num_classes - 1}, "
+            f"received target={str(text_of(value))[:100]!r}; accepted are whole numbers from 0 to {num_classes - 1}, "
             "the index of a class"
         )
     return ExplanationOptions(method, target)
 
 
-def _text(value: Any) -> Any:
+def text_of(value: Any) -> Any:
     """A multipart field as text; JSON's values as they are."""
     return bytes(value).decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
 
 
 def _whole_number(value: Any) -> int | None:
     """The number in a field, None if it holds none."""
-    text = _text(value)
+    text = text_of(value)
     if isinstance(text, str) and text.strip().isdecimal() and len(text.strip()) < 10:
         return int(text)
     return text if isinstance(text, int) and not isinstance(text, bool) else None
