@@ -9,34 +9,41 @@ import java.lang.instrument.ClassFileTransformer;
 import java.lang.instrument.Instrumentation;
 import java.security.ProtectionDomain;
 import java.util.Map;
-import java.util.Set;
 
 /**
- * Java agent that puts this package's classes into TorchServe 0.12's frontend: {@link FormDecoder} for Netty 4.1.53's
- * HttpPostRequestDecoder, which takes any number of fields (CVE-2024-29025), {@link PathDecoder} for its
- * QueryStringDecoder, and {@link ModelDescription} for TorchServe's OpenApiUtils.
+ * Java agent that puts this package's classes into TorchServe 0.12's frontend, each in the place of one of Netty
+ * 4.1.53's, Java's or TorchServe's: {@link FormDecoder}, {@link PathDecoder}, {@link RequestAggregator}, {@link
+ * StoredArchive}, {@link ModelDescription}, {@link Answers} and {@link ServiceUnavailableException} say what for.
  *
  * <p>It writes their names anew in the constant pools of the classes that use them, as they are loaded. Nothing else
  * changes: ours have the constructors and the methods that are called there.
  */
 public final class FrontendAgent implements ClassFileTransformer {
-    private static final String FORM = "io/netty/handler/codec/http/multipart/HttpPostRequestDecoder";
-    private static final String PATH = "io/netty/handler/codec/http/QueryStringDecoder";
+    private static final String TORCHSERVE = "org/pytorch/serve/";
 
-    private static final String DESCRIPTION = "org/pytorch/serve/openapi/OpenApiUtils";
-
-    /** The class that is changed, to the names that are replaced in it. */
-    private static final Map<String, Set<String>> CHANGED =
+    /** The class that is changed, to ours by the names that are replaced in it. */
+    private static final Map<String, Map<String, String>> CHANGED =
             Map.of(
-                    "org/pytorch/serve/http/api/rest/InferenceRequestHandler", Set.of(FORM, DESCRIPTION),
-                    "org/pytorch/serve/workflow/api/http/WorkflowInferenceRequestHandler", Set.of(FORM),
-                    "org/pytorch/serve/http/HttpRequestHandler", Set.of(PATH));
-
-    private static final Map<String, String> OURS =
-            Map.of(
-                    FORM, "densenet/FormDecoder",
-                    PATH, "densenet/PathDecoder",
-                    DESCRIPTION, "densenet/ModelDescription");
+                    TORCHSERVE + "http/api/rest/InferenceRequestHandler",
+                    Map.of(
+                            "io/netty/handler/codec/http/multipart/HttpPostRequestDecoder", "densenet/FormDecoder",
+                            TORCHSERVE + "openapi/OpenApiUtils", "densenet/ModelDescription"),
+                    TORCHSERVE + "workflow/api/http/WorkflowInferenceRequestHandler",
+                    Map.of("io/netty/handler/codec/http/multipart/HttpPostRequestDecoder", "densenet/FormDecoder"),
+                    TORCHSERVE + "http/HttpRequestHandler",
+                    Map.of("io/netty/handler/codec/http/QueryStringDecoder", "densenet/PathDecoder"),
+                    TORCHSERVE + "ServerInitializer",
+                    Map.of("io/netty/handler/codec/http/HttpObjectAggregator", "densenet/RequestAggregator"),
+                    TORCHSERVE + "archive/model/ModelArchive",
+                    Map.of(
+                            "java/nio/file/Files", "densenet/StoredArchive",
+                            TORCHSERVE + "archive/utils/ZipUtils", "densenet/StoredArchive"),
+                    TORCHSERVE + "job/RestJob",
+                    Map.of(TORCHSERVE + "util/NettyUtils", "densenet/Answers"),
+                    TORCHSERVE + "util/ApiUtils",
+                    Map.of(
+                            TORCHSERVE + "http/ServiceUnavailableException",
+                            "densenet/ServiceUnavailableException"));
 
     /** What the JVM calls before TorchServe's main. */
     public static void premain(String arguments, Instrumentation instrumentation) {
@@ -46,12 +53,12 @@ public final class FrontendAgent implements ClassFileTransformer {
     @Override
     public byte[] transform(
             ClassLoader loader, String name, Class<?> redefined, ProtectionDomain domain, byte[] code) {
-        Set<String> theirs = name == null ? null : CHANGED.get(name);
-        if (theirs == null) {
+        Map<String, String> ours = name == null ? null : CHANGED.get(name);
+        if (ours == null) {
             return null;
         }
         try {
-            return renamed(code, theirs);
+            return renamed(code, ours);
         } catch (IOException | RuntimeException error) {
             // without the limit the server must not run, and the JVM swallows what a transformer throws
             System.err.println("frontend agent: " + name + " isn't TorchServe 0.12's: " + error);
@@ -61,7 +68,7 @@ public final class FrontendAgent implements ClassFileTransformer {
     }
 
     /** The class file with ours in the place of theirs (format: Java Virtual Machine Specification, 4.1 and 4.4). */
-    private static byte[] renamed(byte[] code, Set<String> theirs) throws IOException {
+    private static byte[] renamed(byte[] code, Map<String, String> ours) throws IOException {
         DataInputStream in = new DataInputStream(new ByteArrayInputStream(code));
         ByteArrayOutputStream bytes = new ByteArrayOutputStream();
         DataOutputStream out = new DataOutputStream(bytes);
@@ -74,9 +81,8 @@ public final class FrontendAgent implements ClassFileTransformer {
             out.writeByte(tag);
             if (tag == 1) { // Utf8
                 String text = in.readUTF();
-                boolean same = theirs.contains(text);
-                found += same ? 1 : 0;
-                out.writeUTF(same ? OURS.get(text) : text);
+                found += ours.containsKey(text) ? 1 : 0;
+                out.writeUTF(ours.getOrDefault(text, text));
                 continue;
             }
             out.write(in.readNBytes(size(tag)));
@@ -84,8 +90,8 @@ public final class FrontendAgent implements ClassFileTransformer {
                 index++;
             }
         }
-        if (found != theirs.size()) {
-            throw new IllegalStateException("it names " + theirs + " " + found + " times");
+        if (found != ours.size()) {
+            throw new IllegalStateException("it names " + ours.keySet() + " " + found + " times");
         }
         in.transferTo(out);
         return bytes.toByteArray();
