@@ -23,8 +23,8 @@ from scripts.lib.server import Server, read_properties, read_token, was_stopped
 WARM_UP_REQUESTS = 10
 """Pictures a worker."""
 NOT_READY_SECONDS = 90.0
-"""How long there may be no READY worker before the server is ended: TorchServe doesn't answer a request that waits for
-one, ever. A worker that was killed is back in about 5 s."""
+"""How long there may be no READY worker before the server is ended, for whoever restarts it. Requests get 503
+meanwhile; a worker that was killed is back in about 5 s."""
 WATCH_SECONDS = 5.0
 
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,11 +157,15 @@ def test_no_other_site_may_read_an_answer(server: Running) -> None:
 
 
 def test_models_come_from_the_model_store_alone(server: Running, tmp_path: Path) -> None:
-    """No URL, and no path out of the store; of symbolic links see docs/security-findings.md."""
-    elsewhere = tmp_path / "elsewhere.mar"
+    """No URL, no path out of the store, no symbolic link in it, and no folder, which TorchServe took from anywhere."""
+    elsewhere, folder, link = tmp_path / "elsewhere.mar", tmp_path / "folder", server.model_store / "link.mar"
     elsewhere.write_bytes((server.model_store / "densenet.mar").read_bytes())
+    with zipfile.ZipFile(elsewhere) as archive:
+        archive.extractall(folder)
+    link.symlink_to(elsewhere)
     before = requests.get(f"{server.management}/models", timeout=TIMEOUT_S).json()
-    for name in ("http://127.0.0.1:9/x.mar", f"file://{elsewhere}", str(elsewhere), f"../{elsewhere.name}"):
+    paths = (str(elsewhere), f"../{elsewhere.name}", str(folder), f"{folder}/", link.name)
+    for name in ("http://127.0.0.1:9/x.mar", f"file://{elsewhere}", f"file://{folder}", *paths):
         parameters = {"url": name, "model_name": "evil", "initial_workers": "0"}
         answer = requests.post(f"{server.management}/models", params=parameters, timeout=TIMEOUT_S)
         assert 400 <= answer.status_code < 500, (name, answer.status_code, answer.text)

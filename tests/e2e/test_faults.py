@@ -8,19 +8,27 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from scripts.lib.archive import archive_path
 from scripts.lib.paths import ROOT
-from scripts.lib.server import find_server
+from scripts.lib.server import find_server, held_workers
 from tests.e2e.conftest import Running, command, free_ports, serving
 from tests.faults import kill_workers
+from tests.fuzzing import GOOD
 from tests.golden import CHELSEA
+from tests.hostile import request
 from tests.programs import program
+from tests.waiting import wait_until
+from tests.wire import exchange
 
 TIMEOUT_S = 300
 
@@ -30,7 +38,64 @@ def test_killed_workers_lose_their_own_requests_alone(server: Running) -> None:
     kills = kill_workers(server, 2)
     print(kills.text())
     assert kills.failed <= 2
-    assert set(kills.answers) <= {200, 500, 507}, "507 is what TorchServe says of a worker that was killed"
+    assert set(kills.answers) <= {200, 503}
+
+
+def test_requests_are_refused_while_no_worker_can_start(model_store: Path) -> None:
+    """Those that wait, and those that come; with patience for a worker that was only killed."""
+
+    def put(**headers: str) -> requests.Response:
+        return requests.put(running.predictions, data=CHELSEA.read_bytes(), headers=headers, timeout=TIMEOUT_S)
+
+    with serving(model_store, "--workers", "1") as running:
+        found = find_server(running.port)
+        assert found is not None
+        time.sleep(1)  # for the frontend to see the worker READY
+        (handler,) = Path(found.temporary).rglob("densenet_handler.py")
+        text = handler.read_text(encoding="utf-8")
+        handler.write_text("raise RuntimeError('can not start')\n", encoding="utf-8")
+        killed = time.monotonic()
+        os.kill(found.management.status().workers[0].pid, signal.SIGKILL)
+        wait_until(lambda: not found.management.status().ready, TIMEOUT_S, lambda: "the worker lives")
+        with ThreadPoolExecutor() as pool:
+            waiting = {pool.submit(put, **{"X-Densenet-Patience": "3"}): 3, pool.submit(put): 10}
+            for answered in as_completed(waiting):
+                # from when a worker was last seen READY; the frontend looks five times a second
+                assert waiting[answered] - 1 < time.monotonic() - killed < waiting[answered] + 5
+                answer = answered.result()
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+                error = answer.json()
+                assert error["type"] == "ServiceUnavailableException"
+                assert error["message"].endswith("; try again in a second")
+        assert put().elapsed.total_seconds() < 2
+        handler.write_text(text, encoding="utf-8")
+        wait_until(lambda: found.management.status().ready, TIMEOUT_S, lambda: "no worker came back")
+        assert put().status_code == 200
+
+
+def test_full_queue_refuses_before_the_picture_is_kept(server: Running) -> None:
+    """503 with Retry-After, counted and logged as TorchServe's own; a client that asks first (100) sends no picture."""
+    found = find_server(server.port)
+    assert found is not None
+    with held_workers(found), ThreadPoolExecutor(101) as pool:
+        waiting = [pool.submit(requests.put, server.predictions, data=b"x", timeout=TIMEOUT_S) for _ in range(101)]
+        assert next(as_completed(waiting)).result().status_code == 503, "the queue isn't full"
+        counted = requests_total(server)
+        for headers in ({}, {"Expect": "100-continue"}):
+            answer = requests.put(server.predictions, data=bytes(5_000_000), headers=headers, timeout=TIMEOUT_S)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert "as many requests wait as may" in answer.json()["message"]
+        raw = request(b"", "Expect: 100-continue", length="5000000", method="PUT")
+        assert exchange(server.port, raw, TIMEOUT_S).status == 503
+        assert requests_total(server) == counted + 3
+    assert Counter(answer.result().status_code for answer in waiting) == {400: 100, 503: 1}
+    assert exchange(server.port, GOOD, TIMEOUT_S).status == 200
+
+
+def requests_total(server: Running) -> float:
+    """How many predictions were asked for, by TorchServe's metrics."""
+    text = requests.get(f"http://127.0.0.1:{server.port + 2}/metrics", timeout=TIMEOUT_S).text
+    return sum(map(float, re.findall(r"^ts_inference_requests_total\{.*\} (\S+)$", text, re.MULTILINE)))
 
 
 def test_workers_end_with_their_frontend(model_store: Path) -> None:

@@ -1,10 +1,16 @@
 """What TorchServe's frontend lacks: a Java agent, ``agent.jar``, of which the server's JVM is told.
 
-The archived TorchServe bundles Netty 4.1.53, which takes forms of any number of fields
-(CVE-2024-29025): one request of 31 MB made the frontend grow to 6 GB and killed a worker. It
-answers ``OPTIONS /predictions/densenet`` with a description that is wrong. ``densenet/FrontendAgent.java``
-tells how the agent changes that. ``python3 -m scripts.lib.frontend`` compiles it anew with javac 17; a
-test compiles it and compares the bytes.
+TorchServe is archived, so that what is wrong in it is mended here:
+
+* a form may have any number of fields (CVE-2024-29025): ``FormDecoder``
+* requests wait for ever where no worker can start: ``Waiting``
+* what a dead worker had is answered with 500, 507 or 413, and no 503 has a Retry-After: ``Answers``, ``Gate``
+* a full queue is found out when the whole picture is in memory, and an idle connection stays: ``Gate``
+* any folder of the machine is taken as a model, and a symbolic link is followed: ``StoredArchive``
+* ``OPTIONS`` answers with a wrong description (``ModelDescription``), or with 500 (``PathDecoder``)
+
+``densenet/FrontendAgent.java`` tells how these get in. ``python3 -m scripts.lib.frontend`` compiles them anew
+with javac 17; a test compiles them and compares the bytes.
 """
 
 from __future__ import annotations
