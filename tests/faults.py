@@ -8,44 +8,61 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from statistics import median
 
 from scripts.lib.management import Management
 from tests.e2e.conftest import Running
 from tests.fuzzing import GOOD
-from tests.wire import exchange
+from tests.promises import Report
+from tests.wire import Reply, exchange
 
 ANSWER_TIMEOUT_S = 120
+RECOVERY_S = 10
 RECOVERY_DEADLINE_S = 180
 
 
 @dataclass
-class Kills:
+class Kills(Report):
     """What became of the requests while workers were killed, and seconds until all were READY again, for each kill."""
 
-    answers: Counter[int | None] = field(default_factory=Counter)
+    served: int = 0
+    failed: list[Reply] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)
 
-    @property
-    def failed(self) -> int:
-        """Requests that weren't served."""
-        return sum(count for status, count in self.answers.items() if status != 200)
+    def figures(self) -> list[str]:
+        return [
+            f"{len(self.recoveries)} workers killed; {self.served:,} requests served, "
+            f"{len(self.failed)} not: {dict(Counter(reply.status for reply in self.failed))}",
+            f"READY again after {median(self.recoveries):.1f} s (median), {max(self.recoveries):.1f} s (max)",
+        ]
 
-    def text(self) -> str:
-        """The figures, a line each."""
-        slowest = max(self.recoveries)
-        return (
-            f"{len(self.recoveries)} workers killed; {self.answers.total()} requests, answered with "
-            f"{dict(self.answers)}; READY again after {slowest:.1f} s at most"
-        )
+    def broken(self) -> list[str]:
+        found = [
+            f"a request failed with {r.status} {r.body[:200]!r}, Retry-After {r.headers['retry-after']}"
+            for r in self.failed
+            if r.status != 503 or not r.headers["retry-after"] or b"again" not in r.body
+        ]
+        if len(self.failed) > len(self.recoveries):
+            found.append(f"{len(self.failed)} requests failed, more than workers were killed")
+        return found
+
+    def slow(self) -> list[str]:
+        late = [seconds for seconds in self.recoveries if seconds > RECOVERY_S]
+        return [f"READY again after {seconds:.1f} s, promised {RECOVERY_S}" for seconds in late]
 
 
 def kill_workers(server: Running, times: int, clients: int = 3) -> Kills:
     """Kill a worker (-9) ``times`` times under load, each when all are READY."""
-    kills, stop = Kills(), threading.Event()
+    kills, stop, lock = Kills(), threading.Event(), threading.Lock()
 
     def send() -> None:
         while not stop.is_set():
-            kills.answers[exchange(server.port, GOOD, ANSWER_TIMEOUT_S).status] += 1
+            reply = exchange(server.port, GOOD, ANSWER_TIMEOUT_S)
+            with lock:
+                if reply.status == 200:
+                    kills.served += 1
+                else:
+                    kills.failed.append(reply)
 
     threads = [threading.Thread(target=send) for _ in range(clients)]
     for thread in threads:

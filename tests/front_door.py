@@ -21,6 +21,8 @@ from tests.waiting import wait_until
 NOBODY = 10001
 """The user as whom nginx runs where the tests are root's: it needs no rights."""
 TIMEOUT_S = 30
+NO_CLIENT_LIMITS = {"rate=200r/s": "rate=100000r/s", "limit_conn connections 64": "limit_conn connections 4000"}
+"""For ``replace`` below: one client may send what many do."""
 
 
 @dataclass(frozen=True)

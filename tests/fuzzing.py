@@ -7,48 +7,84 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from scripts.lib.server import find_server
 from tests.e2e.conftest import Running
 from tests.golden import CHELSEA
 from tests.hostile import Input, inputs, request
+from tests.processes import server_processes
+from tests.promises import Report
 from tests.wire import Reply, exchange
 
 ANSWER_TIMEOUT_S = 120
 """A machine that does other things as well answers late; what never answers is what is looked for."""
 INCOMPLETE_TIMEOUT_S = 0.2
 """How long an answer to an unfinished request is waited for; there need not be one."""
-GROWTH_BYTES = {"java": 400e6, "worker": 150e6}
+GROWTH_BYTES = {"java": 400e6, "worker": 150e6, "decoder": 150e6}
 """Memory that a process may have more at the end. Python and libc keep some of what was freed; the JVM fills its heap,
 whose limit is in config.properties, before it collects."""
+PAUSE_S = 0.05
+"""Between two good requests."""
+SLOWER = 3
+"""The p99 of good requests beside hostile ones, to that without them, at most."""
 GOOD = request(CHELSEA.read_bytes(), method="PUT")
+NOT_CONNECTED = Reply(None, b"can't connect", 0)
 
 
 @dataclass
-class Report:
-    """What became of hostile and good requests. Memory in bytes, by the name of the process."""
+class Hostile:
+    """What became of hostile requests: answers by status, requests by kind, and improper answers."""
 
     answers: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     improper: list[tuple[Input, Reply]] = field(default_factory=list)
-    good: list[Reply] = field(default_factory=list)
-    alone: list[Reply] = field(default_factory=list)
-    pids: tuple[set[int], set[int]] = field(default_factory=lambda: (set(), set()))
-    memory: tuple[dict[str, int], dict[str, int]] = field(default_factory=lambda: ({}, {}))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def broken_promises(self) -> list[str]:
-        """A sentence for each promise that wasn't kept."""
-        found = [
-            f"{one.kind}: {reply.status} {reply.body[:200]!r} after {reply.seconds:.1f} s to {one.raw[:200]!r}"
+    def send(self, port: int, one: Input) -> None:
+        """Send a hostile request and take note of its answer."""
+        try:
+            reply = exchange(port, one.raw, ANSWER_TIMEOUT_S if one.complete else INCOMPLETE_TIMEOUT_S)
+        except OSError:
+            reply = NOT_CONNECTED
+        name = {None: "closed without an answer", -1: "no answer (unfinished)"}.get(reply.status, str(reply.status))
+        allowed = reply.is_proper or not one.complete or reply.status is None
+        with self._lock:
+            self.kinds[one.kind] += 1
+            self.answers[name] += 1
+            if reply is NOT_CONNECTED or not allowed:
+                self.improper.append((one, reply))
+
+    def broken(self) -> list[str]:
+        """A sentence for each improper answer."""
+        return [
+            f"{one.kind}: {reply.status} {reply.body[:100]!r} after {reply.seconds:.1f} s to {one.raw[:200]!r}"
             for one, reply in self.improper
         ]
-        found += [f"a good request was answered with {r.status} {r.body[:200]!r}" for r in self.good if r.status != 200]
-        if self.pids[0] != self.pids[1]:
-            found.append(f"workers died: {sorted(self.pids[0])} became {sorted(self.pids[1])}")
+
+
+@dataclass
+class Fuzzing(Report):
+    """What became of hostile requests, and of good ones alone (``alone``) and beside them.
+
+    ``memory``: RSS in bytes by the name of the process, before and after.
+    """
+
+    hostile: Hostile = field(default_factory=Hostile)
+    good: list[Reply] = field(default_factory=list)
+    alone: list[Reply] = field(default_factory=list)
+    memory: tuple[dict[str, int], dict[str, int]] = field(default_factory=lambda: ({}, {}))
+
+    def broken(self) -> list[str]:
+        good = (*self.good, *self.alone)
+        found = self.hostile.broken()
+        found += [f"a good request was answered with {r.status} {r.body[:200]!r}" for r in good if r.status != 200]
+        workers = [{name for name in memory if name.startswith("worker")} for memory in self.memory]
+        if workers[0] != workers[1]:
+            found.append(f"workers died: {sorted(workers[0])} became {sorted(workers[1])}")
         before, after = self.memory
         found += [
             f"{name} grew from {before[name] / 1e6:.0f} to {size / 1e6:.0f} MB"
@@ -57,73 +93,85 @@ class Report:
         ]
         return found
 
-    def text(self) -> str:
-        """The figures, a line each."""
-        lines = [f"{sum(self.kinds.values()):,} hostile requests of {len(self.kinds)} kinds"]
-        lines += [f"  {name:<28}{count:>8,}" for name, count in sorted(self.answers.items())]
-        lines.append(
-            f"{len(self.good):,} good requests beside them, {sum(r.status == 200 for r in self.good):,} served"
-        )
-        for name, replies in (("without", self.alone), ("beside", self.good)):
-            if replies:
-                p50, p99 = np.percentile([r.seconds for r in replies], (50, 99)) * 1000
-                lines.append(f"  latency {name}: p50 {p50:.0f} ms, p99 {p99:.0f} ms")
+    def slow(self) -> list[str]:
+        ratio = _p99(self.good) / _p99(self.alone)
+        return [f"p99 of good requests is {ratio:.1f} times that without the others"] if ratio > SLOWER else []
+
+    def figures(self) -> list[str]:
+        kinds = self.hostile.kinds
+        lines = [f"{kinds.total():,} hostile requests of {len(kinds)} kinds"]
+        lines += [f"  {name:<28}{count:>8,}" for name, count in sorted(self.hostile.answers.items())]
+        for name, replies in (("without them", self.alone), ("beside them", self.good)):
+            served = [r.seconds for r in replies if r.status == 200]
+            lines.append(
+                f"{len(replies):,} good requests {name}, {len(served):,} served; "
+                f"p50 {np.median(served) * 1000:.0f} ms, p99 {_p99(replies) * 1000:.0f} ms"
+            )
+        lines.append(f"  p99 beside to p99 without: {_p99(self.good) / _p99(self.alone):.2f}")
         before, after = self.memory
-        lines += [
+        return lines + [
             f"  memory of {name}: {before.get(name, 0) / 1e6:.0f} → {size / 1e6:.0f} MB" for name, size in after.items()
         ]
-        broken = self.broken_promises()
-        return "\n".join([*lines, *(f"BROKEN: {one}" for one in broken[:20]), f"{len(broken)} promises broken"])
 
 
-def fuzz(server: Running, count: int, seed: int, clients: int = 1, heavy: bool = False) -> Report:
-    """Send ``count`` hostile requests from ``clients`` threads, and good ones beside them all the time."""
-    report = Report()
-    report.alone = [exchange(server.port, GOOD, ANSWER_TIMEOUT_S) for _ in range(30)]
+def _p99(replies: list[Reply]) -> float:
+    return float(np.percentile([reply.seconds for reply in replies], 99))
+
+
+def fuzz(
+    server: Running,
+    count: int,
+    seed: int,
+    clients: int = 1,
+    heavy: bool = False,
+    alone: int = 30,
+    rest_s: float = 0,
+    port: int | None = None,
+) -> Fuzzing:
+    """Send hostile requests, and good ones beside them all the time.
+
+    Args:
+        server: whose processes are watched.
+        count: hostile requests.
+        seed: of their random choices.
+        clients: threads that send them.
+        heavy: with bombs.
+        alone: good requests without them, before and again after.
+        rest_s: seconds after which memory is judged at the end.
+        port: where they are sent; None: straight at the server.
+    """
+    port, report = port or server.port, Fuzzing()
     # the first inputs load what a worker loads late; memory is compared from then on
-    warm = min(count // 10, 500)
-    _send(server.port, inputs(seed + 1, heavy=False), warm, Report())
-    before = _processes(server)
-    with _good_requests(server.port, report.good):
+    for one in itertools.islice(inputs(seed + 1), min(count // 10, 500)):
+        Hostile().send(port, one)
+    report.memory = (_memory(server), {})
+    _send_good(port, report.alone, alone)
+    with _good_requests(port, report.good):
         shares = [count // clients + (index < count % clients) for index in range(clients)]
-        threads = [
-            threading.Thread(target=_send, args=(server.port, inputs(seed + 1000 * index, heavy), share, report))
-            for index, share in enumerate(shares)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    after = _processes(server)
-    report.pids = (
-        {p for p, name in before[0].items() if "worker" in name},
-        {p for p, n in after[0].items() if "worker" in n},
-    )
-    report.memory = (before[1], after[1])
+        with ThreadPoolExecutor(clients) as pool:
+            sources = (inputs(seed + 1000 * index, heavy) for index in range(clients))
+            running = [pool.submit(_send, port, *each, report.hostile) for each in zip(sources, shares)]
+        for each in running:
+            each.result()
+    _send_good(port, report.alone, alone)
+    time.sleep(rest_s)
+    report.memory[1].update(_memory(server))
     return report
 
 
-def _send(port: int, source: Iterator[Input], count: int, report: Report) -> None:
+def _send(port: int, source: Iterator[Input], count: int, hostile: Hostile) -> None:
     for one in itertools.islice(source, count):
-        reply = exchange(port, one.raw, ANSWER_TIMEOUT_S if one.complete else INCOMPLETE_TIMEOUT_S)
-        report.kinds[one.kind] += 1
-        name = {None: "closed without an answer", -1: "no answer (unfinished)"}.get(reply.status, str(reply.status))
-        if not reply.is_proper and one.complete and reply.status is not None:
-            report.improper.append((one, reply))
-        report.answers[name] += 1
+        hostile.send(port, one)
 
 
 @contextmanager
 def _good_requests(port: int, replies: list[Reply]) -> Iterator[None]:
+    """Good requests while the block runs."""
     stop = threading.Event()
 
     def send() -> None:
         while not stop.is_set():
-            try:
-                replies.append(exchange(port, GOOD, ANSWER_TIMEOUT_S))
-            except OSError:
-                replies.append(Reply(None, b"can't connect", 0))
-            time.sleep(0.05)
+            _send_good(port, replies, 1)
 
     thread = threading.Thread(target=send)
     thread.start()
@@ -134,14 +182,16 @@ def _good_requests(port: int, replies: list[Reply]) -> Iterator[None]:
         thread.join()
 
 
-def _processes(server: Running) -> tuple[dict[int, str], dict[str, int]]:
-    """Names of the server's Java and workers by process id, and their memory by name."""
-    found = find_server(server.port)
-    java = found.process() if found else None
-    assert java is not None, "the server is gone"
-    names, memory = {java.pid: "java"}, {"java": java.memory_info().rss}
-    workers = [p for p in java.children() if "model_service_worker" in " ".join(p.cmdline())]
-    for process in sorted(workers, key=lambda p: p.pid):
-        names[process.pid] = name = f"worker {process.pid}"
-        memory[name] = process.memory_info().rss
-    return names, memory
+def _send_good(port: int, replies: list[Reply], count: int) -> None:
+    """Good requests at the pace of one client that pauses."""
+    for _ in range(count):
+        try:
+            replies.append(exchange(port, GOOD, ANSWER_TIMEOUT_S))
+        except OSError:
+            replies.append(NOT_CONNECTED)
+        time.sleep(PAUSE_S)
+
+
+def _memory(server: Running) -> dict[str, int]:
+    """RSS in bytes by the name of the process."""
+    return {name: process.memory_info().rss for name, process in server_processes(server).items()}

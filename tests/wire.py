@@ -8,7 +8,8 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from email.message import Message
 
 CONNECT_TIMEOUT_S = 10
 
@@ -20,6 +21,7 @@ class Reply:
     status: int | None
     body: bytes
     seconds: float
+    headers: Message = field(default_factory=Message)
 
     @property
     def is_proper(self) -> bool:
@@ -45,8 +47,8 @@ def exchange(port: int, raw: bytes, timeout: float) -> Reply:
     """Send ``raw`` to a port of this machine; the first answer, waited for so many seconds."""
     start = time.monotonic()
 
-    def reply(status: int | None, body: bytes = b"") -> Reply:
-        return Reply(status, body, time.monotonic() - start)
+    def reply(status: int | None, body: bytes = b"", headers: Message | None = None) -> Reply:
+        return Reply(status, body, time.monotonic() - start, headers or Message())
 
     with socket.create_connection(("127.0.0.1", port), timeout=CONNECT_TIMEOUT_S) as connection:
         connection.settimeout(timeout)
@@ -56,7 +58,7 @@ def exchange(port: int, raw: bytes, timeout: float) -> Reply:
         try:
             response = http.client.HTTPResponse(connection, method=raw[:5].partition(b" ")[0].decode("latin-1"))
             response.begin()
-            return reply(response.status, response.read())
+            return reply(response.status, response.read(), response.headers)
         except TimeoutError:
             return reply(-1)
         except (http.client.HTTPException, OSError):

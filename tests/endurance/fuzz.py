@@ -3,6 +3,7 @@
 
 python3 tests/endurance/fuzz.py                     # 20,000 inputs, about ten minutes
 python3 tests/endurance/fuzz.py --inputs 100000 --seed 7
+python3 tests/endurance/fuzz.py --front-door        # through nginx
 """
 
 from __future__ import annotations
@@ -10,41 +11,45 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from scripts.lib.environment import run
 from scripts.lib.options import positive
+from tests.endurance.command import run_on_server
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Running
+    from tests.fuzzing import Fuzzing
+
+ALONE = 500
+"""Good requests alone, before and again after."""
+REST_S = 30
+"""After the last request, before memory is judged."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of ``fuzz.py``."""
-    parser = argparse.ArgumentParser(
-        prog="fuzz.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What ``judge`` reads."""
     add = parser.add_argument
     add("--inputs", type=positive, default=20_000, metavar="N", help="hostile requests (default 20000)")
     add("--seed", type=int, default=1, help="of the random choices; the same seed sends the same (default 1)")
     add("--clients", type=positive, default=2, metavar="N", help="that send them, each its share (default 2)")
-    add("--workers", type=positive, default=2, metavar="N", help="of the server (default 2)")
-    return parser
+    add("--front-door", action="store_true", help="through nginx, without its limits for each client")
 
 
-def main(args: argparse.Namespace) -> int:
-    """Fuzz a server of its own; 1 if a promise wasn't kept."""
-    import tempfile
+def judge(server: Running, args: argparse.Namespace) -> Fuzzing:
+    """Fuzz the server."""
+    from contextlib import ExitStack
 
-    from tests.e2e.conftest import serving
+    from tests.front_door import NO_CLIENT_LIMITS, front_door
     from tests.fuzzing import fuzz
 
-    with (
-        tempfile.TemporaryDirectory(prefix="densenet-fuzz-") as store,
-        serving(Path(store), "--workers", str(args.workers)) as server,
-    ):
-        report = fuzz(server, args.inputs, args.seed, args.clients, heavy=True)
-    print(report.text())
-    return 1 if report.broken_promises() else 0
+    with ExitStack() as stack:
+        port = None
+        if args.front_door:
+            port = stack.enter_context(front_door(f"127.0.0.1:{server.port}", replace=NO_CLIENT_LIMITS)).port
+        return fuzz(server, args.inputs, args.seed, args.clients, True, ALONE, REST_S, port)
 
 
 if __name__ == "__main__":
-    run(build_parser, main, development=True)
+    run_on_server(judge, add_options)

@@ -1,0 +1,58 @@
+"""The shape of a command here: a server of its own, something that is done to it, figures, an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scripts.lib.environment import run
+from scripts.lib.options import positive
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Running
+    from tests.promises import Report
+
+Judge = Callable[["Running", argparse.Namespace], "Report"]
+
+
+def new_parser(file: str, description: str | None) -> argparse.ArgumentParser:
+    """The command line of a command in ``file``, without options yet."""
+    return argparse.ArgumentParser(
+        prog=Path(file).name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def run_on_server(judge: Judge, add_options: Callable[[argparse.ArgumentParser], object], workers: int = 2) -> None:
+    """Run a command whose ``judge`` does something to a server of its own; exit with 1 if a promise wasn't kept.
+
+    Args:
+        judge: what is done; its module's docstring describes the command.
+        add_options: adds the options that ``judge`` reads.
+        workers: of the server, by default.
+    """
+
+    def build_parser() -> argparse.ArgumentParser:
+        parser = new_parser(inspect.getfile(judge), inspect.getdoc(inspect.getmodule(judge)))
+        add_options(parser)
+        parser.add_argument(
+            "--workers", type=positive, default=workers, metavar="N", help=f"of the server (default {workers})"
+        )
+        return parser
+
+    def main(args: argparse.Namespace) -> int:
+        import tempfile
+
+        from tests.e2e.conftest import serving
+
+        with (
+            tempfile.TemporaryDirectory(prefix="densenet-endurance-") as store,
+            serving(Path(store), "--workers", str(args.workers)) as server,
+        ):
+            report = judge(server, args)
+        print(report.text())
+        return 1 if report.broken() or report.slow() else 0
+
+    run(build_parser, main, development=True)
