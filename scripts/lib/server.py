@@ -17,9 +17,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,6 +49,8 @@ UPLOAD_GRACE = 1.0
 """Seconds that pictures get to arrive whose requests have begun."""
 START_TIMEOUT = 180
 HOLD_TIMEOUT = 60
+RELEASE_TIMEOUT = 1
+"""Seconds that the workers get to answer what held them."""
 STOPPING = "stopping"
 """File in a server's folder: it is being stopped, and didn't end by itself."""
 _DEATH = "Backend worker process died."
@@ -452,21 +454,24 @@ def held_workers(server: Server, timeout: float = HOLD_TIMEOUT, version: str | N
 
     address = f"{server.url}/predictions/{MODEL_NAME}" + (f"/{version}" if version else "")
     folder.mkdir(mode=0o700)
-    with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
-        try:
-            futures = [pool.submit(send) for _ in wanted]
-            deadline = time.monotonic() + timeout
-            while not held():
-                if time.monotonic() > deadline:
-                    raise CommandError(
-                        f"the workers didn't get free within {timeout:.0f} s; nothing was changed, try again later"
-                    )
-                time.sleep(0.01)
-            yield
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    for future in futures:
-        future.result()
+    # daemons: TorchServe never answers some of those whose worker it removes ("Unexpected job in sendError()")
+    senders = [threading.Thread(target=send, daemon=True) for _ in wanted]
+    try:
+        for sender in senders:
+            sender.start()
+        deadline = time.monotonic() + timeout
+        while not held():
+            if time.monotonic() > deadline:
+                raise CommandError(
+                    f"the workers didn't get free within {timeout:.0f} s; nothing was changed, try again later"
+                )
+            time.sleep(0.01)
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        deadline = time.monotonic() + RELEASE_TIMEOUT
+        for sender in senders:
+            sender.join(max(0.0, deadline - time.monotonic()))
 
 
 def stop_server(server: Server, timeout: float = STOP_TIMEOUT) -> None:
