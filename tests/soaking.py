@@ -60,34 +60,33 @@ class Soak(Report):
         self.good["served" if as_promised else f"{answer.status} {answer.body[:100]!r}"] += 1
         self.latencies.append(answer.seconds)
 
-    def ends(self) -> list[list[dict[str, Held]]]:
-        """The samples of the first tenth of the time after the warm-up, and those of the last."""
+    def ends(self, part: float) -> list[list[dict[str, Held]]]:
+        """The samples of the first and of the last ``part`` of the time after the warm-up."""
         warm = min(max(WARM_UP * self.seconds, WARM_UP_S), self.seconds / 2)
-        tenth = (self.seconds - warm) / 10
+        length = (self.seconds - warm) * part
         return [
-            [by_name for at, by_name in self.samples if start <= at <= start + tenth]
-            for start in (warm, self.seconds - tenth)
+            [by_name for at, by_name in self.samples if start <= at <= start + length]
+            for start in (warm, self.seconds - length)
         ]
 
-    def levels(self, of: str, level: Callable[[list[float]], float]) -> dict[str, tuple[float, float]]:
-        """The level of a figure in the first and in the last tenth, by process.
+    def levels(self, of: str, part: float, level: Callable[[list[float]], float]) -> dict[str, tuple[float, float]]:
+        """The level of a figure in the first and in the last ``part``, by process.
 
         A decoding process is there only since the first picture that needs it, and a new one after one that ended.
         """
-        ends = [
-            {
-                name: [float(getattr(by_name[name], of)) for by_name in end if name in by_name]
-                for name in set().union(*end)
-            }
-            for end in self.ends()
-        ]
-        return {name: (level(ends[0][name]), level(ends[1][name])) for name in sorted(ends[0]) if name in ends[1]}
+        first, last = self.ends(part)
+
+        def at(end: list[dict[str, Held]], name: str) -> float:
+            return level([float(getattr(by_name[name], of)) for by_name in end if name in by_name])
+
+        names = set().union(*first) & set().union(*last)
+        return {name: (at(first, name), at(last, name)) for name in sorted(names)}
 
     def memory(self) -> dict[str, tuple[float, float]]:
         """Bytes in the first and in the last tenth, medians: RSS of each process, which doesn't depend on its
         neighbours; PSS of all together, in which no page counts twice."""
-        first, last = (median([sum(h.pss for h in by_name.values()) for by_name in end]) for end in self.ends())
-        return {**self.levels("rss", median), "all": (first, last)}
+        first, last = (median([sum(h.pss for h in by_name.values()) for by_name in end]) for end in self.ends(0.1))
+        return {**self.levels("rss", 0.1, median), "all": (first, last)}
 
     def progress(self, at: float) -> str:
         """A line for people who wait."""
@@ -113,7 +112,7 @@ class Soak(Report):
             for name, (first, last) in self.memory().items()
         ]
         for what in ("files", "threads"):
-            least, most = self.levels(what, min), self.levels(what, max)
+            least, most = self.levels(what, 0.5, min), self.levels(what, 0.5, max)
             spans = (f"{n} {least[n][0]:g}-{most[n][0]:g} → {least[n][1]:g}-{most[n][1]:g}" for n in least)
             lines.append(f"{what}: {', '.join(spans)}")
         return lines
@@ -128,7 +127,7 @@ class Soak(Report):
             # a leak raises the least number; some come and go
             found += [
                 f"{what} of {name}: {first:g} at least became {last:g}"
-                for name, (first, last) in self.levels(what, min).items()
+                for name, (first, last) in self.levels(what, 0.5, min).items()
                 if last > first
             ]
         return found

@@ -19,13 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from scripts.lib.environment import run
 from scripts.lib.options import positive
+from tests.endurance.command import new_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``fuzz_coverage.py``."""
-    parser = argparse.ArgumentParser(
-        prog="fuzz_coverage.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__file__, __doc__)
     add = parser.add_argument
     add("--inputs", type=positive, default=200_000, metavar="N", help="how many (default 200000)")
     add("--seed", type=int, default=1, help="of the random choices (default 1)")
