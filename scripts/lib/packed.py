@@ -20,6 +20,8 @@ MODEL_CONFIG = "model-config.yaml"
 
 def record(sha256: str) -> None:
     """Remember an archive that was built here, in a file that its owner alone may read and write."""
+    if is_recorded(sha256):
+        return
     paths.CACHE.mkdir(parents=True, exist_ok=True)
     file = os.open(paths.CACHE / paths.ARCHIVES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(file, "w", encoding="ascii") as archives:
