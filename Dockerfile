@@ -28,6 +28,8 @@ COPY . .
 # What is served unless a container is told otherwise: --weights of build_archive.py.
 ARG WEIGHTS=bundled
 RUN DENSENET_NO_VENV=1 DENSENET_CACHE=/tmp/cache .venv/bin/python scripts/build_archive.py --weights "${WEIGHTS}" \
+    # the record by which serve.py knows the archive; its owner alone may read it, and isn't who serves
+    && install -m 644 /tmp/cache/archives.sha256 . \
     && .venv/bin/python -m compileall -q scripts handler
 
 FROM python

@@ -3,6 +3,7 @@
 
     python3 scripts/build_archive.py --weights runs/pets --model-version 2.0
     python3 scripts/deploy.py model_store/densenet-2.0.mar --golden golden.csv
+    python3 scripts/deploy.py model_store/densenet-3.0.mar --golden golden.csv --sha256 HEX   # from elsewhere
     python3 scripts/deploy.py --list
     python3 scripts/deploy.py --rollback
     python3 scripts/deploy.py --remove 1.0
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.lib.console import CommandError, say
 from scripts.lib.environment import run
-from scripts.lib.options import add_port_option, version_number
+from scripts.lib.options import add_port_option, add_sha256_option, version_number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--rollback", action="store_true", help="make the version the default that was it before")
     what.add_argument("--remove", type=version_number, metavar="VERSION", help="end a version that isn't the default")
     parser.add_argument("--golden", type=Path, metavar="FILE", help="CSV with the golden pictures; an archive needs it")
+    add_sha256_option(parser)
     add_port_option(parser)
     return parser
 
@@ -66,9 +68,10 @@ def main(args: argparse.Namespace) -> int:
         remove(server, args.remove)
         say(f"version {args.remove} is removed; its archive stays in the model store")
     else:
-        version = deploy(server, args.archive, read_golden(args.golden))
+        version = deploy(server, args.archive, read_golden(args.golden), args.sha256)
         say(f"version {version} is the default; the one before is kept: --rollback changes back, --remove ends it")
-        say(f"after a restart, too: python3 scripts/serve.py --weights {args.archive}")
+        elsewhere = f" --sha256 {args.sha256}" if args.sha256 else ""
+        say(f"after a restart, too: python3 scripts/serve.py --weights {args.archive}{elsewhere}")
     return 0
 
 

@@ -5,7 +5,7 @@
     python3 scripts/serve.py --detach                 # leaves it running; scripts/stop.py stops it
     python3 scripts/serve.py --weights runs/pets      # a model of your own
 
-    python3 scripts/serve.py --weights densenet.mar   # a finished archive, as it is
+    python3 scripts/serve.py --weights densenet.mar   # a finished archive, as it is; from elsewhere with --sha256
 
 Inference listens on --host (default 127.0.0.1) and --port; management, metrics and gRPC stay on
 127.0.0.1, on the four ports above. Stopping answers the requests that are under way.
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.lib.console import CommandError, duration, say
 from scripts.lib.environment import java_home, run
-from scripts.lib.options import add_port_option, add_runtime_options, add_weights_options, positive
+from scripts.lib.options import add_port_option, add_runtime_options, add_sha256_option, add_weights_options, positive
 
 if TYPE_CHECKING:
     from handler.card import ModelCard
@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="serve.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_weights_options(parser, archive=True)
+    add_sha256_option(parser, "DENSENET_SHA256")
     add_runtime_options(parser)
     add_port_option(parser)
     add = parser.add_argument
@@ -122,9 +123,12 @@ def _archive(args: argparse.Namespace) -> tuple[Path, ModelCard, bool]:
                 f"{given[0]} can't change the finished archive {args.weights}; give it to build_archive.py, "
                 "or name the model's folder with --weights"
             )
-        from scripts.lib.packed import packed_card
+        from scripts.lib.packed import check_archive, packed_card
 
+        check_archive(Path(args.weights), args.sha256)
         return Path(args.weights), packed_card(Path(args.weights)), False
+    if args.sha256:
+        raise CommandError(f"--sha256 is of a finished archive, and --weights {args.weights} is none; leave it out")
     from scripts.lib.archive import ensure_archive
     from scripts.lib.precision import Wanted
     from scripts.lib.weights import resolve_weights

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 import yaml
 
-from handler.card import CardError, ModelCard
+from handler.card import CardError, ModelCard, sha256_of
 from handler.network import load_network
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError
 from scripts.lib.machine import serving_device
 from scripts.lib.model_folder import LABELS, WEIGHTS, ModelFolder, write_atomically
-from scripts.lib.packed import MANIFEST, MODEL_CONFIG
+from scripts.lib.packed import MANIFEST, MODEL_CONFIG, is_recorded, record
 from scripts.lib.paths import CONFIG, HANDLER, MODEL_NAME, MODEL_STORE, OPENAPI
 from scripts.lib.precision import Wanted, settle
 
@@ -124,10 +124,11 @@ def inputs_digest(files: Mapping[str, bytes], version: str = VERSION) -> str:
 
 
 def is_current(archive: Path, digest: str) -> bool:
-    """Whether ``archive`` was built from the inputs of ``digest`` and is whole."""
+    """Whether ``archive`` says that it was built from the inputs of ``digest``, and is one that was built here."""
     try:
         with zipfile.ZipFile(archive) as mar:
-            return mar.comment.decode("utf-8", "replace") == _DIGEST_NOTE + digest and mar.testzip() is None
+            says = mar.comment.decode("utf-8", "replace") == _DIGEST_NOTE + digest
+        return says and is_recorded(sha256_of(archive))
     except (OSError, zipfile.BadZipFile):
         return False
 
@@ -138,7 +139,7 @@ def ensure_archive(
     wanted: Wanted | None = None,
     version: str = VERSION,
 ) -> tuple[Path, ModelCard, bool]:
-    """The archive of ``model`` in ``model_store``, built if it is missing, broken or stale.
+    """The archive of ``model`` in ``model_store``, built if it is missing, stale, or another file than was built here.
 
     Args:
         model: the model folder.
@@ -164,7 +165,7 @@ def write_archive(
     model_store: Path,
     version: str = VERSION,
 ) -> tuple[Path, bool]:
-    """The archive of ``model`` with a settled card, built if it is missing, broken or stale.
+    """The archive of ``model`` with a settled card, built if it is missing, stale, or another file than was built here.
 
     Args:
         model, card, converted: as for :func:`archive_inputs`.
@@ -179,7 +180,9 @@ def write_archive(
     if is_current(archive, inputs_digest(files, version)):
         return archive, False
     validate(model)
-    write_atomically(archive, build_archive(files, version))
+    packed = build_archive(files, version)
+    record(hashlib.sha256(packed).hexdigest())
+    write_atomically(archive, packed)
     return archive, True
 
 

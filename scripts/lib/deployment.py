@@ -18,9 +18,9 @@ from handler.card import ModelCard
 from scripts.lib.console import CommandError, duration, say
 from scripts.lib.error_form import error_of
 from scripts.lib.management import POLL_SECONDS
-from scripts.lib.packed import packed_model
+from scripts.lib.packed import check_archive, packed_model
 from scripts.lib.paths import MODEL_NAME
-from scripts.lib.server import Server, held_workers, read_token, remember, worker_error
+from scripts.lib.server import LOG, Server, held_workers, read_token, remember, worker_error
 from scripts.lib.serving import WARM_UP_REQUESTS
 
 START_TIMEOUT = 180
@@ -76,8 +76,10 @@ def _golden(path: Path, number: int, row: dict[str, str]) -> Golden:
     return Golden(picture, row["label"], probability)
 
 
-def deploy(server: Server, archive: Path, golden: list[Golden]) -> str:
+def deploy(server: Server, archive: Path, golden: list[Golden], sha256: str | None = None) -> str:
     """Make the version in ``archive``, which lies in the server's model store, the default; the old one stays.
+
+    ``sha256`` is the archive's, where it comes from elsewhere.
 
     Returns:
         The new version.
@@ -88,6 +90,10 @@ def deploy(server: Server, archive: Path, golden: list[Golden]) -> str:
     """
     if archive.is_symlink():
         raise CommandError(f"{archive} is a symbolic link; copy the archive itself into the model store")
+    store = Path(server.model_store)
+    if archive.resolve().parent != store:  # TorchServe takes the one of that name there: no other is to be checked
+        raise CommandError(f"{archive} doesn't lie in the server's model store, {store}; copy it there")
+    check_archive(archive, sha256)
     version, card = packed_model(archive)
     management = server.management
     old = management.status()
@@ -125,7 +131,7 @@ def _start(server: Server, version: str, workers: int) -> None:
     Raises:
         CommandError: one dies, with its own error, or time is up.
     """
-    log = server.folder / "server.log"
+    log = server.folder / LOG
     before = log.stat().st_size
     server.management.scale(workers, workers, version)
     deadline = time.monotonic() + START_TIMEOUT

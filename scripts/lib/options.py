@@ -39,6 +39,18 @@ def add_weights_options(parser: argparse.ArgumentParser, archive: bool = False) 
     )
 
 
+def add_sha256_option(parser: argparse.ArgumentParser, variable: str = "") -> None:
+    """``--sha256``, which names a finished archive; ``variable``: the environment variable of its default."""
+    parser.add_argument(
+        "--sha256",
+        type=sha256,
+        default=os.environ.get(variable) or None,
+        metavar="HEX",
+        help="what the finished archive must be, as build_archive.py printed where it was built; an archive that "
+        "was built here needs none" + (f" (default ${variable})" if variable else ""),
+    )
+
+
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """``--runtime``, ``--precision``, ``--pictures``, ``--labels``, ``--calibration``: how the network computes."""
     add = parser.add_argument
@@ -107,6 +119,13 @@ def version_number(text: str) -> str:
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no version, expected numbers with points between them, as 2.0")
     return text
+
+
+def sha256(text: str) -> str:
+    """A SHA-256 in hex, in small letters."""
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no SHA-256, expected 64 hexadecimal digits")
+    return text.lower()
 
 
 def positive(text: str) -> int:

@@ -33,4 +33,6 @@ def _cache() -> Path:
 
 
 CACHE = _cache()
-"""Downloaded weights and computed features; ``DENSENET_CACHE`` moves it. Safe to delete."""
+"""Downloaded weights, computed features, known archives; ``DENSENET_CACHE`` moves it. Safe to delete."""
+ARCHIVES = "archives.sha256"
+"""File of the cache with the SHA-256 of each archive that was built here; an image carries one in its checkout."""

@@ -37,6 +37,10 @@ from scripts.lib.paths import CONFIG, MODEL_NAME, RUN
 LOOPBACK = "127.0.0.1"
 LOG_CONFIG = CONFIG / "log4j2.xml"
 METRICS_CONFIG = CONFIG / "metrics.yaml"
+LOG = "server.log"
+"""What TorchServe and its workers log; config/log4j2.xml bounds it."""
+OUTPUT = "output.log"
+"""What Java itself prints: why it doesn't start, or ends."""
 ARCHIVE = f"{MODEL_NAME}.mar"
 """What ``build_archive.py`` writes."""
 WORKERS_PER_THREAD = 8
@@ -72,6 +76,7 @@ class Server:
     metrics_host: str = LOOPBACK
     previous: str = ""
     """The version that was the default before the present one; "" if none was deployed (``deploy.py``)."""
+    model_store: str = ""
 
     @property
     def folder(self) -> Path:
@@ -264,8 +269,8 @@ def start_server(
     if process is None:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CommandError(
-            f"TorchServe didn't start (exit code {code}): {last_line(folder / 'server.log')}; "
-            f"its output is in {folder / 'server.log'}"
+            f"TorchServe didn't start (exit code {code}): {last_line(folder / OUTPUT)}; "
+            f"its output is in {folder / OUTPUT}"
         )
     server = Server(
         port,
@@ -278,6 +283,7 @@ def start_server(
         str(temporary),
         dict(model) if model else {},
         metrics_host,
+        model_store=str(model_store.resolve()),
     )
     remember(server)
     return server
@@ -299,7 +305,7 @@ def launch(
     """Start TorchServe with the model of this project's name, in the background.
 
     Args:
-        folder: for its settings and its output, ``server.log``.
+        folder: for its settings, and for what Java prints, ``output.log``.
         temporary: its temporary folder, as ``environment`` names it.
         properties: its settings.
         arguments: of its command line, beside settings and model.
@@ -315,7 +321,7 @@ def launch(
         *(sys.executable, "-m", "ts.model_server", "--start", "--no-config-snapshots"),
         *("--ts-config", str(config), "--models", f"{MODEL_NAME}={archive}", *arguments),
     ]
-    with (folder / "server.log").open("wb") as log:
+    with (folder / OUTPUT).open("wb") as log:
         launcher = subprocess.run(
             command,
             cwd=folder,
@@ -347,8 +353,8 @@ def server_environment(java_home: Path, folder: Path, temporary: Path) -> dict[s
         "TMPDIR": str(temporary),
         "TEMP": str(temporary),
         "TMP": str(temporary),
-        "LOG_LOCATION": str(folder / "logs"),
-        "METRICS_LOCATION": str(folder / "logs"),
+        "LOG_LOCATION": str(folder),
+        "METRICS_LOCATION": str(folder),
         # Java reads it; vmargs of config.properties couldn't hold a path with a space
         "JDK_JAVA_OPTIONS": f'{os.environ.get("JDK_JAVA_OPTIONS", "")} "-javaagent:{AGENT}"'.lstrip(),
         # a thread pool a worker would only wait: the handler sets the threads that the card says
@@ -363,10 +369,10 @@ def wait_until_ready(server: Server, timeout: float = START_TIMEOUT) -> ModelSta
         CommandError: the server or a worker dies, with the worker's own error, or time is up.
     """
     deadline = time.monotonic() + timeout
-    log = server.folder / "server.log"
+    log = server.folder / LOG
     while True:
         if not server.process():
-            raise CommandError(f"TorchServe died at its start: {_last_error(log)}; see {log}")
+            raise CommandError(f"TorchServe died at its start: {_last_error(server.folder)}; see {log}")
         error = worker_error(log)
         if error:
             raise CommandError(f"the worker can't start: {error}; its log is {log}")
@@ -386,13 +392,14 @@ def worker_error(log: Path, since: int = 0, version: str = "") -> str:
 
     Args:
         log: the server's log.
-        since: bytes of it to pass over.
+        since: bytes of it to pass over, unless it is rotated meanwhile.
         version: of the model whose workers alone are meant; "": all.
     """
     try:
-        text = log.read_bytes()[since:].decode("utf-8", "replace")
+        content = log.read_bytes()
     except OSError:
         return ""
+    text = content[since if since <= len(content) else 0 :].decode("utf-8", "replace")
     if version:
         thread = f"-{MODEL_NAME}_{version}-"
         text = "".join(line for line in text.splitlines(keepends=True) if thread in line)
@@ -409,8 +416,9 @@ def worker_error(log: Path, since: int = 0, version: str = "") -> str:
     return "" if time.time() - log.stat().st_mtime < 1 else "the worker died without saying why"
 
 
-def _last_error(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+def _last_error(folder: Path) -> str:
+    logs = [path for path in (folder / OUTPUT, folder / LOG) if path.exists()]
+    lines = [line for path in logs for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     errors = [line for line in lines if "ERROR" in line or "Exception" in line or "Error" in line]
     return (errors or lines or ["no output"])[-1].strip()[:300]
 

@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import numpy as np
 from PIL import Image
@@ -18,7 +20,7 @@ from scripts.client import DenseNetClient
 from scripts.lib.console import CommandError, say
 from scripts.lib.management import POLL_SECONDS, NotRunning
 from scripts.lib.paths import CONFIG
-from scripts.lib.server import Server, read_properties, read_token, was_stopped
+from scripts.lib.server import LOG, OUTPUT, Server, read_properties, read_token, was_stopped
 
 WARM_UP_REQUESTS = 10
 """Pictures a worker."""
@@ -75,6 +77,37 @@ def stop_on_signals() -> None:
         signal.signal(signal.SIGHUP, stop)
 
 
+class Tail:
+    """What is written to a log from now on, also where it is rotated meanwhile: another file, or emptied (Windows)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, self._open(path)
+        self._file.seek(0, os.SEEK_END)
+
+    @staticmethod
+    def _open(path: Path) -> TextIO:
+        return path.open(encoding="utf-8", errors="replace")
+
+    def __enter__(self) -> Tail:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self) -> str:
+        """What was written since the last call."""
+        text = self._file.read()
+        with contextlib.suppress(FileNotFoundError):  # between the end of the old file and the new one
+            now, ours = self._path.stat(), os.fstat(self._file.fileno())
+            if now.st_ino != ours.st_ino or now.st_size < os.lseek(self._file.fileno(), 0, os.SEEK_CUR):
+                following = self._open(self._path)
+                text += self._file.read()
+                self._file.close()
+                self._file = following
+                text += following.read()
+        return text
+
+
 def wait_for_end(server: Server) -> None:
     """Print what the server logs until it is stopped.
 
@@ -82,12 +115,13 @@ def wait_for_end(server: Server) -> None:
         CommandError: the server ended by itself, or had no READY worker for ``NOT_READY_SECONDS``.
         KeyboardInterrupt: a signal, see :func:`stop_on_signals`.
     """
-    with (server.folder / "server.log").open(encoding="utf-8", errors="replace") as log:
-        log.seek(0, os.SEEK_END)
+    with Tail(server.folder / LOG) as log, Tail(server.folder / OUTPUT) as output:
         asked = ready = time.monotonic()
-        while server.process():
+        running = True
+        while running:
+            running = server.process() is not None
             time.sleep(POLL_SECONDS)
-            sys.stdout.write(log.read())
+            sys.stdout.write(log.read() + output.read())
             sys.stdout.flush()
             _reap()
             if time.monotonic() - asked > WATCH_SECONDS:
@@ -97,10 +131,10 @@ def wait_for_end(server: Server) -> None:
                 elif asked - ready > NOT_READY_SECONDS:
                     raise CommandError(
                         f"no worker was READY for {NOT_READY_SECONDS:.0f} s, so that the server was ended; "
-                        f"the reason is in {server.folder / 'server.log'}"
+                        f"the reason is in {server.folder / LOG}"
                     )
     if not was_stopped(server):
-        raise CommandError(f"TorchServe ended by itself; the reason may be in {server.folder / 'server.log'}")
+        raise CommandError(f"TorchServe ended by itself; the reason may be in {server.folder / LOG} or {OUTPUT}")
 
 
 def _reap() -> None:

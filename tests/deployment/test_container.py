@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 
+from handler.card import sha256_of
 from scripts.lib.paths import BUNDLED, ROOT
 from tests.deployment.images import IMAGE, Container, Engine
 from tests.e2e.conftest import free_ports
@@ -81,6 +83,7 @@ def test_the_last_stage_holds_what_serving_needs_and_nothing_else(served: Served
     tools = served.container.execute("sh", "-c", "ls /app; command -v gcc cc make pip pip3 git curl; true").stdout
     assert tools.split() == [
         "LICENSE",
+        "archives.sha256",
         "config",
         "docs",
         "handler",
@@ -173,16 +176,23 @@ def test_an_archive_and_settings_from_outside(engine: Engine, image: dict[str, A
     """Another archive by a variable, other settings by a mount."""
     with engine.running("600", flags=("--entrypoint", "sleep")) as container:
         engine.podman("cp", f"{container.id}:/app/model_store/densenet.mar", str(tmp_path / "mine.mar"))
+    mine = tmp_path / "mine.mar"
+    with zipfile.ZipFile(mine, "a") as archive:
+        archive.comment = b"another than the image's"
     settings = tmp_path / "config.properties"
     text = (ROOT / "config" / "config.properties").read_text(encoding="utf-8")
     settings.write_text(text.replace("max_request_size=33554432", "max_request_size=100000"), encoding="utf-8")
     mounts = (
-        *("--volume", f"{tmp_path / 'mine.mar'}:/models/mine.mar:ro", "--env", "DENSENET_WEIGHTS=/models/mine.mar"),
+        *("--volume", f"{mine}:/models/mine.mar:ro", "--env", "DENSENET_WEIGHTS=/models/mine.mar"),
         *("--volume", f"{settings}:/app/config/config.properties:ro"),
     )
-    for path in (tmp_path / "mine.mar", settings):
+    for path in (mine, settings):
         path.chmod(0o644)
-    for served in serving(engine, "--workers", "1", flags=mounts):
+    with engine.running(flags=(*mounts, *LIMITED)) as container:
+        assert container.wait_for_end() == 1
+        assert f"error: /models/mine.mar wasn't built here: its SHA-256 is {sha256_of(mine)}; " in container.logs()
+    known = ("--env", f"DENSENET_SHA256={sha256_of(mine)}")
+    for served in serving(engine, "--workers", "1", flags=(*mounts, *known)):
         assert "using /models/mine.mar" in served.container.logs()
         assert requests.put(served.predictions, data=PICTURE, timeout=TIMEOUT_S).status_code == 413
 

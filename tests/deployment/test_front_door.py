@@ -329,6 +329,31 @@ def test_what_is_no_http_is_refused(door: FrontDoor) -> None:
         assert answer.startswith('400 {"code": 400, "type": "InvalidRequest", "message": "received a request that isn')
 
 
+def test_a_client_writes_no_escape_and_no_line_into_the_logs() -> None:
+    """No host answers: whatever passes becomes an error, which nginx logs with path, host and referrer as they came."""
+    requests_with = {
+        "/predictions/a": "Host: a\r\nReferer: \x1b]0;x\x07",
+        "/predictions/b": "Host: \x1b[31ma",
+        "/predictions/c": "Host: a\r\nReferer: \x9b31m",
+        "/predictions/\x9b31m": "Host: a",
+        "/predictions/%0aFORGED%1b[31m": "Host: a",
+        "/error": "Host: a\r\nReferer: \x1b[31m",
+        "/x": 'Host: a\r\nUser-Agent: \x1b[31m"}',
+        "/predictions/d": "Host: a\r\nReferer: http://bücher.example/",
+    }
+    with front_door("127.0.0.1:9") as door:
+        answers = [
+            raw(door, f"POST {path} HTTP/1.1\r\n{headers}\r\nContent-Length: 0\r\n\r\n")
+            for path, headers in requests_with.items()
+        ]
+        assert [answer[:3] for answer in answers] == ["400"] * 5 + ["404", "404", "503"], answers
+        assert door.log(user_agent='\x1b[31m"}')["status"] == 404
+        assert door.log(status=503)["uri"] == "/predictions/d"
+        access, errors = (door.folder / "access.log").read_bytes(), door.errors()
+    assert (access.count(b"\n"), errors.count("\n")) == (len(requests_with), 1)
+    assert not re.search(rb"[\x00-\x09\x0b-\x1f\x7f]", access + errors.encode())
+
+
 def test_slow_clients_are_cut_off_and_disturb_nobody(hosts: list[Server], label: str) -> None:
     with front_door(address(hosts[0]), replace={"_timeout 10s": "_timeout 1s"}) as door:
         connections = []

@@ -227,7 +227,7 @@ def test_nothing_is_logged_for_each_request(answers: Counter[int], server: Runni
     found = find_server(server.port)
     assert found
     logs = {path.name: path.read_text(errors="replace") for path in found.folder.rglob("*.log")}
-    assert set(logs) == {"server.log", "access_log.log", "model_log.log", "ts_log.log"}
+    assert set(logs) == {"server.log", "output.log", "access_log.log"}
     assert logs["access_log.log"].count("/predictions/densenet") >= answers[200]
     assert "[METRICS]" not in "".join(logs.values())
 

@@ -207,7 +207,7 @@ def test_stop_leaves_nothing_behind_and_only_stops_its_own(server: Running, mode
         assert result.returncode == 0
         assert not any(psutil.pid_exists(pid) for pid in pids)
         assert not temporary.exists()
-        assert {p.name for p in (RUN / str(second.port)).iterdir()} == {"logs", "server.log"}
+        assert {p.name for p in (RUN / str(second.port)).iterdir()} == {"access_log.log", "output.log", "server.log"}
         again = command("stop.py", "--port", str(second.port))
         assert (again.returncode, again.stdout) == (0, f"no server of this project runs on port {second.port}\n")
     assert requests.put(server.predictions, data=PICTURE, timeout=60).status_code == 200

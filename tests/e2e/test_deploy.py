@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +13,13 @@ import pytest
 import requests
 import yaml
 
-from scripts.lib.archive import archive_inputs, archive_path, build_archive
+from handler.card import sha256_of
+from scripts.lib.archive import ENTRY, archive_inputs, archive_path, build_archive
 from scripts.lib.management import Management
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.packed import MODEL_CONFIG
 from scripts.lib.paths import BUNDLED
-from tests.e2e.conftest import Running, command, serving
+from tests.e2e.conftest import Running, command, free_ports, serving
 from tests.golden import CHELSEA
 from tests.load import PICTURE, load
 from tests.versions import NEW_LABEL, write_golden, write_new_version
@@ -144,8 +147,10 @@ def test_an_archive_whose_worker_cannot_start_is_refused(
     config["handler"]["num_classes"] = 47
     files[MODEL_CONFIG] = yaml.safe_dump(config).encode()
     archive = archive_path(store, "3.0")
-    archive.write_bytes(build_archive(files, "3.0"))
-    arguments = [str(archive), "--golden", write_golden(tmp_path, label), "--port", str(served.port)]
+    packed = build_archive(files, "3.0")
+    archive.write_bytes(packed)
+    sha256 = ("--sha256", hashlib.sha256(packed).hexdigest())
+    arguments = [str(archive), "--golden", write_golden(tmp_path, label), *sha256, "--port", str(served.port)]
     with load(served.predictions) as running:
         result = command("deploy.py", *arguments)
     assert result.returncode == 1
@@ -164,10 +169,11 @@ def test_what_cannot_be_deployed_is_said(served: Running, store: Path, label: st
     link.symlink_to(archive_path(store, "2.0"))
     elsewhere = tmp_path / "elsewhere.mar"
     elsewhere.write_bytes(build_archive(archive_inputs(model, model.card, {}), "4.0"))
+    elsewhere_said = f"{elsewhere} doesn't lie in the server's model store, {store.resolve()}; copy it there"
     wrong = {
-        (str(other), "--golden", pictures): "what serves as version 2.0 has another card than the archive",
+        (str(other), "--golden", pictures): f"{other} doesn't lie in the server's model store, {store.resolve()}; copy",
         (str(link), "--golden", pictures): f"{link} is a symbolic link; copy the archive itself into the model store",
-        (str(elsewhere), "--golden", pictures): "404: Model not found at: elsewhere.mar",
+        (str(elsewhere), "--golden", pictures): elsewhere_said,
         (str(archive_path(store)), "--golden", pictures): "version 1.0 is registered already; build the archive with",
         ("--remove", "1.0"): "version 1.0 is the default; make another one the default before, with --rollback",
         ("--remove", "7.0"): "there is no version 7.0; registered are 1.0",
@@ -181,6 +187,80 @@ def test_what_cannot_be_deployed_is_said(served: Running, store: Path, label: st
         assert versions(served) == ["1.0"]
     assert command("deploy.py", str(other), "--port", str(served.port)).returncode == 2
     assert command("deploy.py", "--port", str(served.port)).returncode == 2
+
+
+TRAP = "import pathlib\npathlib.Path({!r}).write_text('executed')\n"
+
+
+def trapped(built: Path, archive: Path, mark: Path) -> str:
+    """A copy of an archive as ``archive``, whose handler writes the file ``mark`` where it is loaded; its SHA-256."""
+    with zipfile.ZipFile(built) as old, zipfile.ZipFile(archive, "w") as new:
+        new.comment = old.comment  # by which a build would take it for up to date
+        for name in old.namelist():
+            content = old.read(name)
+            if name == ENTRY:
+                head, future, rest = content.decode().partition("from __future__ import annotations\n")
+                content = (head + future + TRAP.format(str(mark)) + rest).encode()
+            new.writestr(name, content)
+    return sha256_of(archive)
+
+
+def test_an_archive_from_elsewhere_is_not_loaded_without_its_hash(
+    served: Running, store: Path, label: str, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    archive = store / "foreign.mar"
+    sha256 = trapped(archive_path(store, "2.0"), archive, mark)
+    deploy_it = ("deploy.py", str(archive), "--golden", write_golden(tmp_path, NEW_LABEL + label))
+    serve_it = ("serve.py", "--detach", "--weights", str(archive))
+    other = sha256_of(archive_path(store, "2.0"))
+    for arguments, port in ((deploy_it, served.port), (serve_it, free_ports())):
+        unknown = command(*arguments, "--port", str(port))
+        assert (unknown.returncode, unknown.stderr) == (1, (
+            f"error: {archive} wasn't built here: its SHA-256 is {sha256}; compare it with the one that "
+            "build_archive.py printed where it was built, and add that one as --sha256 HEX\n"
+        ))  # fmt: skip
+        wrong = command(*arguments, "--port", str(port), "--sha256", other)
+        assert wrong.returncode == 1
+        assert f"isn't the archive that is expected: its SHA-256 is {sha256}, expected {other}; " in wrong.stderr
+    by_variable = command(*serve_it, "--port", str(free_ports()), DENSENET_SHA256=other)
+    assert f"its SHA-256 is {sha256}, expected {other}; " in by_variable.stderr
+    assert versions(served) == ["1.0"]
+    assert not mark.exists(), "code of the archive ran"
+
+    printed = deploy(served, *deploy_it[1:], "--sha256", sha256)
+    assert mark.exists(), "the trap catches nothing"
+    assert printed.endswith(f"python3 scripts/serve.py --weights {archive} --sha256 {sha256}\n")
+    deploy(served, "--rollback")
+    deploy(served, "--remove", "2.0")
+
+
+def test_an_archive_that_was_swapped_is_not_served(store: Path, tmp_path: Path) -> None:
+    """It was built here; then a byte of it changed, or another with the same inputs' note lies in its place."""
+    built = archive_path(store, "2.0")
+    swapped = tmp_path / "densenet.mar"
+    content = bytearray(built.read_bytes())
+    content[len(content) // 2] ^= 1
+    swapped.write_bytes(content)
+    result = command("serve.py", "--detach", "--weights", str(swapped), "--port", str(free_ports()))
+    assert result.returncode == 1
+    assert f"error: {swapped} wasn't built here: its SHA-256 is {sha256_of(swapped)}; " in result.stderr
+
+    mark = tmp_path / "mark"
+    own = ("build_archive.py", "--weights", "bundled", "--model-store", str(tmp_path))
+    assert ": built, " in command(*own).stdout
+    honest = sha256_of(swapped)
+    trapped(swapped, tmp_path / "trapped", mark)
+    (tmp_path / "trapped").replace(swapped)
+    assert ": built, " in command(*own).stdout, "taken for up to date"
+    assert sha256_of(swapped) == honest
+    assert ": up to date, " in command(*own).stdout
+
+
+def test_a_folder_has_no_hash_of_an_archive() -> None:
+    result = command("serve.py", "--weights", "bundled", "--sha256", "0" * 64)
+    assert result.returncode == 1
+    assert result.stderr == ("error: --sha256 is of a finished archive, and --weights bundled is none; leave it out\n")
 
 
 def test_a_restart_serves_the_archive_that_is_named(served: Running, store: Path, label: str) -> None:

@@ -85,6 +85,7 @@ def test_a_dead_worker_of_another_version_is_not_meant(tmp_path: Path) -> None:
     assert worker_error(log) == "ValueError: no"
     assert worker_error(log, version="2.0") == ""
     assert worker_error(log, since=log.stat().st_size) == ""
+    assert worker_error(log, since=log.stat().st_size + 1) == "ValueError: no", "the log was rotated"
     with log.open("a", encoding="utf-8") as file:
         file.writelines(line.format("2.0", text.replace("no", "two")) for text in dead)
     assert worker_error(log, version="2.0") == "ValueError: two"

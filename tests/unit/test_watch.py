@@ -17,7 +17,7 @@ from handler.densenet_handler import _is_no_noise
 from scripts.lib import serving
 from scripts.lib.console import CommandError
 from scripts.lib.management import Management, ModelStatus, NotRunning, Worker
-from scripts.lib.server import Server, started
+from scripts.lib.server import LOG, OUTPUT, Server, started
 
 
 @pytest.fixture
@@ -60,7 +60,8 @@ def test_server_without_a_ready_worker_is_given_up(server: Server, monkeypatch: 
     """``serve.py`` then ends it, as on any other error."""
     monkeypatch.setattr("scripts.lib.server.RUN", Path(server.temporary))
     server.folder.mkdir()
-    (server.folder / "server.log").touch()
+    for name in (LOG, OUTPUT):
+        (server.folder / name).touch()
     monkeypatch.setattr(Management, "status", lambda _: status("LOADING"))
     monkeypatch.setattr(serving, "NOT_READY_SECONDS", 1.0)
     monkeypatch.setattr(serving, "WATCH_SECONDS", 0.1)
@@ -84,3 +85,23 @@ def test_setting_the_clock_changes_nothing(server: Server, monkeypatch: pytest.M
 def test_a_clients_mistake_is_not_logged_with_a_traceback(message: str, kept: bool) -> None:
     record = logging.LogRecord("root", logging.WARNING, "x.py", 1, message, None, None)
     assert _is_no_noise(record) is kept
+
+
+def test_a_log_is_followed_across_its_rotation(tmp_path: Path) -> None:
+    path = tmp_path / LOG
+    path.write_text("before\n", encoding="utf-8")
+    with serving.Tail(path) as tail, path.open("a", encoding="utf-8") as log:
+        assert tail.read() == ""
+        log.write("one\n")
+        log.flush()
+        assert tail.read() == "one\n"
+        log.write("two\n")
+        log.flush()
+        path.rename(tmp_path / "server.1.log")
+        assert tail.read() == "two\n"
+        log.write("three\n")
+        log.flush()
+        path.write_text("four\n", encoding="utf-8")
+        assert tail.read() == "three\nfour\n"
+        path.write_text("5\n", encoding="utf-8")  # emptied in place, and begun again
+        assert tail.read() == "5\n"

@@ -35,7 +35,9 @@ from scripts.lib.management import Management, ModelStatus
 from scripts.lib.model_folder import LABELS, ModelFolder
 from scripts.lib.paths import MODEL_NAME
 from scripts.lib.server import (
+    LOG,
     LOOPBACK,
+    OUTPUT,
     STOP_TIMEOUT,
     Server,
     clean_up,
@@ -116,7 +118,7 @@ class Ours(_TorchServe):
 
     def _check(self) -> None:
         if self._server:
-            _check_alive(self.name, self._server.process(), self._server.folder / "server.log")
+            _check_alive(self.name, self._server.process(), self._server.folder / LOG)
 
     def processes(self) -> list[psutil.Process]:
         return family(self._server.process()) if self._server else []
@@ -164,12 +166,12 @@ class Stock(_TorchServe):
         properties = stock_properties(self._port, self.workers)
         self._process, _ = launch(self._folder, self._folder, properties, arguments, environment)
         if self._process is None:
-            said = last_line(self._folder / "server.log")
+            said = last_line(self._folder / OUTPUT)
             shutil.rmtree(self._folder, ignore_errors=True)
             raise CommandError(f"{self.name}: TorchServe didn't start: {said}")
 
     def _check(self) -> None:
-        _check_alive(self.name, self._process, self._folder / "server.log")
+        _check_alive(self.name, self._process, self._folder / OUTPUT)
 
     def processes(self) -> list[psutil.Process]:
         return family(self._process)
