@@ -17,7 +17,7 @@ WORKDIR /app
 ARG TORCH_INDEX=""
 ENV DENSENET_TORCH_INDEX=${TORCH_INDEX} PIP_NO_CACHE_DIR=1
 # The set-up alone first: a change of the code doesn't install anything again.
-COPY requirements.txt requirements-dev.txt ./
+COPY requirements.lock requirements-torch.lock ./
 COPY scripts/__init__.py scripts/
 COPY scripts/lib/__init__.py scripts/lib/console.py scripts/lib/environment.py scripts/lib/paths.py scripts/lib/
 RUN python3 -m scripts.lib.environment \
