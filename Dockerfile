@@ -28,6 +28,7 @@ COPY . .
 # What is served unless a container is told otherwise: --weights of build_archive.py.
 ARG WEIGHTS=bundled
 RUN DENSENET_NO_VENV=1 DENSENET_CACHE=/tmp/cache .venv/bin/python scripts/build_archive.py --weights "${WEIGHTS}" \
+    && DENSENET_NO_VENV=1 .venv/bin/python scripts/sbom.py --output sbom.json \
     && .venv/bin/python -m compileall -q scripts handler
 
 FROM python
