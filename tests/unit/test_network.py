@@ -168,7 +168,7 @@ def test_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, 
     assert folder.exists()  # so it would have run
 
 
-UNPICKLE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "pandas", "shelve"}
+UNPICKLE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
 def unpickles(source: str) -> list[str]:
