@@ -17,7 +17,7 @@ WORKDIR /app
 ARG TORCH_INDEX=""
 ENV DENSENET_TORCH_INDEX=${TORCH_INDEX} PIP_NO_CACHE_DIR=1
 # The set-up alone first: a change of the code doesn't install anything again.
-COPY requirements.txt requirements-dev.txt ./
+COPY requirements.lock requirements-torch.lock ./
 COPY scripts/__init__.py scripts/
 COPY scripts/lib/__init__.py scripts/lib/console.py scripts/lib/environment.py scripts/lib/paths.py scripts/lib/
 RUN python3 -m scripts.lib.environment \
@@ -30,6 +30,7 @@ ARG WEIGHTS=bundled
 RUN DENSENET_NO_VENV=1 DENSENET_CACHE=/tmp/cache .venv/bin/python scripts/build_archive.py --weights "${WEIGHTS}" \
     # the record by which serve.py knows the archive; its owner alone may read it, and isn't who serves
     && install -m 644 /tmp/cache/archives.sha256 . \
+    && DENSENET_NO_VENV=1 .venv/bin/python scripts/sbom.py --output sbom.json \
     && .venv/bin/python -m compileall -q scripts handler
 
 FROM python

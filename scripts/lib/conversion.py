@@ -199,6 +199,6 @@ def _quantised(model: ModelFolder, calibration: Sequence[Path], digest: str) -> 
 def _nncf() -> Any:
     """NNCF, installed where it is missing."""
     if importlib.util.find_spec("nncf") is None:
-        sys.path.append(str(optional_packages(paths.ROOT / "requirements-int8.txt", "int8")))
+        sys.path.append(str(optional_packages(paths.ROOT / "requirements-int8.lock", "int8")))
     import_openvino()  # first, so that NNCF doesn't report its use either
     return importlib.import_module("nncf")

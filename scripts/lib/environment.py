@@ -8,6 +8,9 @@
 The stamp is written last: whatever an interrupted set-up leaves behind has none, and is built again.
 ``.venv`` keeps the Python that made it; delete the folder to change to another one.
 
+What is installed stands in lock files, each file with its SHA-256 (see ``scripts/lock.py``); pip refuses any other.
+Without a hash come torch and torchvision from another index than PyPI, and what such builds need beyond the locks.
+
 Environment variables:
 
 ``DENSENET_TORCH_INDEX``
@@ -65,8 +68,8 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 class Stamp(NamedTuple):
     """What a finished ``.venv`` holds.
 
-    ``runtime`` and ``development``: SHA-256 of the requirements files that are installed (``development``
-    is empty without them, ``unfinished`` while they are being installed). ``torch``: ``pypi``,
+    ``runtime`` and ``development``: SHA-256 of the locks that are installed (``development`` is empty
+    without its lock, ``unfinished`` while it is being installed). ``torch``: ``pypi``,
     ``cpu`` (chosen here) or the index that the user named. ``version``: of ``.venv``'s Python, such
     as ``3.11``. ``interpreter``: which file that is, to notice when the system replaces it.
     """
@@ -159,12 +162,13 @@ class Environment:
     """The virtual environment of a checkout.
 
     Args:
-        root: the checkout; ``requirements.txt`` and ``requirements-dev.txt`` are read from it.
+        root: the checkout with ``requirements.lock``, ``requirements-torch.lock``, and ``requirements-dev.lock``.
     """
 
     def __init__(self, root: Path) -> None:
-        self.requirements = root / "requirements.txt"
-        self.development = root / "requirements-dev.txt"
+        self.runtime = root / "requirements.lock"
+        self.torch = root / "requirements-torch.lock"
+        self.development = root / "requirements-dev.lock"
         self.venv = root / ".venv"
         self.python = self.venv.joinpath(*(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")))
         self.stamp = self.venv / "setup.json"
@@ -183,7 +187,7 @@ class Environment:
         stamp = self._read_stamp()
         return (
             stamp is not None
-            and stamp.runtime == self._hash(self.requirements)
+            and stamp.runtime == self._hash(self.runtime, self.torch)
             and (not development or stamp.development == self._hash(self.development))
             and torch_fits(stamp.torch)
             and stamp.interpreter == self._interpreter()
@@ -201,8 +205,8 @@ class Environment:
         part.replace(self.stamp)
 
     @staticmethod
-    def _hash(file: Path) -> str:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+    def _hash(*files: Path) -> str:
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
     def _interpreter(self) -> str:
         """The file behind ``.venv``'s Python; empty if there is none."""
@@ -229,7 +233,7 @@ class Environment:
         """Create and fill ``.venv`` as far as it isn't yet.
 
         Args:
-            development: with ``requirements-dev.txt``.
+            development: with ``requirements-dev.lock``.
 
         Returns:
             Whether anything had to be done; False costs a few milliseconds.
@@ -260,16 +264,18 @@ class Environment:
             self._build()
             version = "{}.{}".format(*sys.version_info[:2])
             stamp = Stamp("", "", wanted_torch(), version, "")
-        if stamp.runtime != self._hash(self.requirements):
+        runtime = self._hash(self.runtime, self.torch)
+        if stamp.runtime != runtime:
             self.stamp.unlink(missing_ok=True)
             torch = self._install_runtime(stamp.torch)
-            stamp = stamp._replace(runtime=self._hash(self.requirements), development="", torch=torch)
+            stamp = stamp._replace(runtime=runtime, development="", torch=torch)
         stamp = stamp._replace(interpreter=self._interpreter())
         if development and stamp.development != self._hash(self.development):
             # The runtime part stays valid meanwhile: an interrupted test run doesn't cost a server its environment.
             self._write_stamp(stamp._replace(development=UNFINISHED))
             try:
-                self._pip("installing the development requirements (about half a minute)", "-r", str(self.development))
+                what = "installing the development requirements (about half a minute)"
+                self._pip(what, "--require-hashes", "-r", str(self.development))
             except CommandError:
                 self._write_stamp(stamp)  # pip failed on its own, and cleaned up: the next run just tries again
                 raise
@@ -337,7 +343,7 @@ class Environment:
         return self._call(base, "-m", "virtualenv", self._target())
 
     def _install_runtime(self, torch: str) -> str:
-        """Install ``requirements.txt`` with the builds of torch asked for; returns which it became."""
+        """Install ``requirements.lock`` with the builds of torch asked for; returns which it became."""
         pins = self._torch_pins()
         builds = [f"{name}=={version}" for name, version in pins.items()]
         if torch == CPU:
@@ -353,7 +359,14 @@ class Environment:
         elif torch != PYPI:
             self._install_torch(torch, builds)
         size = "5.6 GB on Linux, about 2 minutes" if torch == PYPI else "about a minute"
-        self._pip(f"installing {self.requirements.name} ({size})", "-r", str(self.requirements))
+        what = f"installing {self.runtime.name} ({size})"
+        if torch == PYPI:
+            self._pip(what, "--require-hashes", "-r", str(self.torch), "-r", str(self.runtime))
+        else:
+            # These builds may need what no lock has, such as another CUDA, and it comes without a hash. --no-deps: the
+            # lock is whole, and pip would ask for that at once, with a hash.
+            self._pip(what, "--require-hashes", "--no-deps", "-r", str(self.runtime))
+            self._pip("installing what else these builds of torch need", *builds)
         self._step(
             "checking that everything loads",
             [str(self.python), "-c", f"import {', '.join(MODULES)}"],
@@ -364,8 +377,8 @@ class Environment:
 
     def _torch_pins(self) -> dict[str, str]:
         """The pinned versions of torch and torchvision."""
-        text = self.requirements.read_text(encoding="utf-8")
-        return dict(re.findall(r"^(torch|torchvision)==([^\s;#]+)", text, re.MULTILINE))
+        text = self.torch.read_text(encoding="utf-8")
+        return dict(re.findall(r"^(torch|torchvision)==([^\s;\\]+)", text, re.MULTILINE))
 
     def _install_torch(self, index: str, builds: list[str]) -> None:
         # --no-deps: this index is for the two alone; what they need comes from pip's own settings, with the rest.
@@ -499,7 +512,7 @@ def run(
     Args:
         build_parser: makes the command line; called again after the change to ``.venv``'s Python.
         main: the command; may import everything in ``requirements.txt``.
-        development: ``main`` needs ``requirements-dev.txt`` too.
+        development: ``main`` needs what ``requirements-dev.txt`` adds, too.
     """
     for stream in (sys.stdout, sys.stderr):
         # file names of any bytes come out as they are; where the terminal's encoding lacks a character, as \\u…

@@ -13,19 +13,18 @@ from scripts.lib.console import CommandError, say
 from scripts.lib.download import locked
 
 
-def optional_packages(requirements: Path, what: str) -> Path:
-    """The folder with the packages of ``requirements``, installed now if it isn't there.
+def optional_packages(lock: Path, what: str) -> Path:
+    """The folder with the packages of ``lock``, installed now if it isn't there.
 
     Args:
-        requirements: a requirements file. What ``requirements.txt`` pins keeps its version.
+        lock: a lock file; a package with another SHA-256 is refused.
         what: what they are for, as it stands in a message.
 
     Raises:
         CommandError: they can't be installed.
     """
-    constraints = paths.ROOT / "requirements.txt"
     version = "{}.{}".format(*sys.version_info[:2])
-    key = hashlib.sha256(requirements.read_bytes() + constraints.read_bytes() + version.encode()).hexdigest()[:16]
+    key = hashlib.sha256(lock.read_bytes() + version.encode()).hexdigest()[:16]
     folder = paths.CACHE / "packages" / key
     with locked(folder, f"another process is installing the packages for {what}; waiting for it"):
         if folder.is_dir():
@@ -35,7 +34,7 @@ def optional_packages(requirements: Path, what: str) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         command = [
             *(sys.executable, "-m", "pip", "install", "--no-input", "--disable-pip-version-check"),
-            *("--progress-bar=off", "--target", str(part), "-r", str(requirements), "-c", str(constraints)),
+            *("--progress-bar=off", "--target", str(part), "--require-hashes", "-r", str(lock)),
         ]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode or not part.is_dir():

@@ -11,6 +11,7 @@ import zlib
 import pytest
 
 from scripts.lib.frontend import frontend_jar
+from scripts.lib.frontend.libraries import JAR_SHA256
 from tests.e2e.conftest import Running
 from tests.fuzzing import GOOD
 from tests.hostile import PATH, request
@@ -19,8 +20,6 @@ from tests.wire import exchange
 TIMEOUT_S = 60
 IDLE_S = 30
 """RequestAggregator.IDLE_SECONDS of scripts/lib/frontend."""
-JAR_SHA256 = "ce340411ce54beaacd3dcfa31644a9aa369a83a36ed687172ba1088a13123dfe"
-"""Of torchserve 0.12.0's model-server.jar, whose libraries docs/security-findings.md lists."""
 
 
 def conversation(port: int, raw: bytes, seconds: float = 2) -> bytes:

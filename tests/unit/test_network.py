@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torchvision import models
 from handler.card import ARCHITECTURES, Architecture, CardError, ModelCard, sha256_of
 from handler.network import build_network, check_hash, fit_weights, load_network, read_weights
 from scripts.lib.model_folder import ModelFolder, write_model_folder
+from scripts.lib.paths import ROOT
 from tests.unit.conftest import LABELS, tiny_card, tiny_state
 
 CPU = torch.device("cpu")
@@ -164,6 +166,46 @@ def test_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, 
     assert not folder.exists()
     pickle.loads(pickled)
     assert folder.exists()  # so it would have run
+
+
+UNPICKLE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def unpickles(source: str) -> list[str]:
+    """What in a program loads data that may run code when it is loaded."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names if name.name.split(".")[0] in UNPICKLE]
+        elif isinstance(node, ast.ImportFrom):
+            found += [node.module] if node.module and node.module.split(".")[0] in UNPICKLE else []
+        elif isinstance(node, ast.Call):
+            call, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if call == "torch.load" and options.get("weights_only") != "True":
+                found.append(ast.unparse(node))
+            if options.get("allow_pickle", "False") != "False":
+                found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "numpy.load(path, allow_pickle=True)",
+    ],
+)
+def test_unpickling_is_recognised(source: str) -> None:
+    assert len(unpickles(source)) == 1
+
+
+def test_nothing_that_runs_here_unpickles() -> None:
+    programs = [path for folder in ("handler", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    assert len(programs) > 50
+    assert [(path, found) for path in programs if (found := unpickles(path.read_text(encoding="utf-8")))] == []
 
 
 @pytest.mark.parametrize(

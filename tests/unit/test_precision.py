@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ from scripts.lib.options import add_runtime_options
 from scripts.lib.precision import Exact, Verification, Wanted, record, settle
 from scripts.lib.training.dataset import Picture, find_pictures
 from tests.unit.conftest import LABELS, write_tiny_model
+from tests.wheels import write_wheel
 
 GOOD = Verification("openvino", "bfloat16", 1000, 400, 0.8, 0.803, 0.99)
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(CPU), reason="this processor doesn't compute in bfloat16")
@@ -212,25 +215,38 @@ def test_the_command_line(photos: Sequence[Picture], tmp_path: Path) -> None:
 
 
 def test_optional_packages_are_installed_once(tmp_path: Path, cache: Path) -> None:
-    project = tmp_path / "project"
+    project = tmp_path / "an-extra-1"  # a package whose author publishes its source alone
     project.mkdir()
     (project / "setup.py").write_text(
         "from setuptools import setup; setup(name='an-extra', version='1', py_modules=['an_extra'])", encoding="utf-8"
     )
     (project / "an_extra.py").write_text("ANSWER = 42\n", encoding="utf-8")
-    requirements = tmp_path / "requirements-extra.txt"
-    requirements.write_text(f"{project}\n", encoding="utf-8")
-    folder = packages.optional_packages(requirements, "a test")
+    source = Path(shutil.make_archive(str(project), "gztar", tmp_path, project.name))
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    lock = tmp_path / "extra.lock"
+    lock.write_text(f"an-extra @ {source.as_uri()} --hash=sha256:{digest}\n", encoding="utf-8")
+    folder = packages.optional_packages(lock, "a test")
     assert (folder / "an_extra.py").read_text(encoding="utf-8") == "ANSWER = 42\n"
-    assert packages.optional_packages(requirements, "a test") == folder
+    assert packages.optional_packages(lock, "a test") == folder
     assert folder.is_relative_to(cache)
 
 
+def test_optional_package_that_is_not_the_locked_one_is_refused(tmp_path: Path, cache: Path) -> None:
+    write_wheel(tmp_path, "extra", "1.0", {"extra": ""})
+    wheel = tmp_path / "extra-1.0-py3-none-any.whl"
+    lock = tmp_path / "extra.lock"
+    lock.write_text(f"extra @ {wheel.as_uri()} --hash=sha256:{'0' * 64}\n", encoding="utf-8")
+    with pytest.raises(CommandError, match="for a test can't be installed"):
+        packages.optional_packages(lock, "a test")
+    assert not (cache / "packages").exists(), "nothing half is left"
+
+
 def test_packages_that_are_not_there(tmp_path: Path, cache: Path) -> None:
-    requirements = tmp_path / "requirements-missing.txt"
-    requirements.write_text(f"{tmp_path / 'nothing-here'}\n", encoding="utf-8")
+    lock = tmp_path / "missing.lock"
+    missing = (tmp_path / "nothing-here-1.0-py3-none-any.whl").as_uri()
+    lock.write_text(f"nothing-here @ {missing} --hash=sha256:{'0' * 64}\n", encoding="utf-8")
     with pytest.raises(CommandError, match=r"for a test can't be installed: .*check the network connection"):
-        packages.optional_packages(requirements, "a test")
+        packages.optional_packages(lock, "a test")
     assert not (cache / "packages").exists(), "nothing half is left"
 
 

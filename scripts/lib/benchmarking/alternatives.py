@@ -23,7 +23,7 @@ from scripts.lib.packages import optional_packages
 from scripts.lib.paths import ROOT
 from scripts.lib.server import LOOPBACK, end_family, last_line
 
-REQUIREMENTS = Path(__file__).with_name("apps") / "requirements.txt"
+LOCK = Path(__file__).with_name("apps") / "requirements.lock"
 _APPS = "scripts.lib.benchmarking.apps"
 _BOUNDARY = "densenet-benchmark-part"
 _STOP_TIMEOUT = 5.0
@@ -85,7 +85,7 @@ class Alternative(HttpContender):
 
     def prepare(self, subject: Subject, java_home: Path, folder: Path) -> None:
         self._model = subject.model.path.resolve()
-        self._packages = optional_packages(REQUIREMENTS, "the alternatives")
+        self._packages = optional_packages(LOCK, "the alternatives")
 
     def start(self) -> None:
         self._port = free_ports()
