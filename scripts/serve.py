@@ -125,8 +125,11 @@ def _archive(args: argparse.Namespace) -> tuple[Path, ModelCard, bool]:
             )
         from scripts.lib.packed import check_archive, packed_card
 
-        check_archive(Path(args.weights), args.sha256)
-        return Path(args.weights), packed_card(Path(args.weights)), False
+        archive = Path(args.weights)
+        if archive.is_symlink():  # as in a volume of Kubernetes; TorchServe is started on the file itself
+            archive = archive.resolve()
+        check_archive(archive, args.sha256)
+        return archive, packed_card(archive), False
     if args.sha256:
         raise CommandError(f"--sha256 is of a finished archive, and --weights {args.weights} is none; leave it out")
     from scripts.lib.archive import ensure_archive

@@ -270,9 +270,10 @@ def test_stopping_answers_what_is_under_way(model_store: Path, how: str) -> None
 def test_a_finished_archive_is_served_as_it_is(model_store: Path, tmp_path: Path) -> None:
     built = command("build_archive.py", "--weights", "bundled", "--model-store", str(model_store))
     assert built.returncode == 0, built.stderr
-    mine = tmp_path / "mine.mar"
+    mine, link = tmp_path / "mine.mar", tmp_path / "link.mar"
     shutil.copy(archive_path(model_store), mine)
-    with serving(tmp_path, "--workers", "1", weights=mine, DENSENET_RUN=str(tmp_path / "run")) as running:
+    link.symlink_to(mine)  # which TorchServe itself wouldn't take
+    with serving(tmp_path, "--workers", "1", weights=link, DENSENET_RUN=str(tmp_path / "run")) as running:
         assert f"using {mine}: densenet-pets, 46 classes" in running.output
         assert (tmp_path / "run" / str(running.port) / "state.json").is_file()
         assert requests.put(running.predictions, data=PICTURE, timeout=60).ok
