@@ -55,10 +55,11 @@ def held(server: Running) -> dict[str, Held]:
     result = {}
     for name, process in server_processes(server).items():
         try:
-            clients = sum(
-                c.laddr.port == server.port for c in process.net_connections("tcp") if c.status == "ESTABLISHED"
-            )
-            files = sum(1 for _ in Path(f"/proc/{process.pid}/fd").iterdir()) - clients
+            # first the connections: one that comes between counts too much, and never too little
+            clients = {
+                c.fd for c in process.net_connections("tcp") if c.laddr.port == server.port and c.status != "LISTEN"
+            }
+            files = sum(int(fd.name) not in clients for fd in Path(f"/proc/{process.pid}/fd").iterdir())
             of = memory(process.pid)
             result[name] = Held(of["rss"], of["pss"], files, process.num_threads())
         except (psutil.NoSuchProcess, FileNotFoundError):

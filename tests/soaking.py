@@ -37,6 +37,9 @@ SEED = 1
 """Of the bad input: the same in every run."""
 CAPACITY_S = 30
 """How long the capacity is measured, at most."""
+SAMPLE_EVERY_S = 10
+LEAST_SAMPLES = 60
+"""A short run is sampled more often."""
 TELL_EVERY_S = 60
 
 
@@ -155,7 +158,6 @@ def soak(
     seconds: float,
     share: float,
     bad: float,
-    every: float,
     tell: Callable[[str], object] = print,
 ) -> Soak:
     """Load a server that does nothing else.
@@ -166,7 +168,6 @@ def soak(
         seconds: how long; before that the capacity is measured for half a minute at most.
         share: of the capacity.
         bad: share of the requests that are bad input.
-        every: seconds between two samples.
         tell: called with a line of progress every minute.
     """
     first = exchange(server.port, GOOD, ANSWER_TIMEOUT_S)
@@ -175,7 +176,7 @@ def soak(
     most = capacity(server.port, GOOD, workers, min(CAPACITY_S, seconds / 2))
     report = Soak(most, share * most, seconds, label)
     used, start = time.process_time(), time.monotonic()
-    with _bad_requests(server.port, report.rate * bad, report.bad), _sampled(server, report, start, every, tell):
+    with _bad_requests(server.port, report.rate * bad, report.bad), _sampled(server, report, start, tell):
         open_loop(server.port, GOOD, report.rate * (1 - bad), seconds, report.count)
     report.cpu = (time.process_time() - used) / (time.monotonic() - start)
     return report
@@ -198,11 +199,9 @@ def _bad_requests(port: int, rate: float, hostile: Hostile) -> Iterator[None]:
 
 
 @contextmanager
-def _sampled(
-    server: Running, report: Soak, start: float, every: float, tell: Callable[[str], object]
-) -> Iterator[None]:
-    """What the processes hold, every so many seconds while the block runs."""
-    stop = threading.Event()
+def _sampled(server: Running, report: Soak, start: float, tell: Callable[[str], object]) -> Iterator[None]:
+    """What the processes hold, now and then while the block runs."""
+    stop, every = threading.Event(), min(SAMPLE_EVERY_S, report.seconds / LEAST_SAMPLES)
 
     def sample() -> None:
         told = 0.0

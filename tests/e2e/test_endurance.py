@@ -27,7 +27,7 @@ def test_command_says_what_it_does(path: Path) -> None:
 def test_load_with_bad_input_loses_nothing(server: Running, tmp_path: Path) -> None:
     """Half of the capacity: this machine may do something else as well."""
     told: list[str] = []
-    report = soak(server, 2, seconds=30, share=0.5, bad=0.05, every=1, tell=told.append)
+    report = soak(server, 2, seconds=30, share=0.5, bad=0.05, tell=told.append)
     print(report.text())
     assert not report.broken(), report.text()
     assert report.good["served"] > 100
@@ -36,7 +36,7 @@ def test_load_with_bad_input_loses_nothing(server: Running, tmp_path: Path) -> N
     with (tmp_path / "samples.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["process"].split()[0] for row in rows} == {"java", "worker", "decoder"}
-    assert all(float(row["pss"]) <= float(row["rss"]) and int(row["files"]) > 3 for row in rows)
+    assert all(float(row["pss"]) <= float(row["rss"]) and int(row["files"]) >= 3 for row in rows)
 
 
 def test_overload_is_refused(server: Running) -> None:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SHARE = 0.8
 BAD = 0.05
-SAMPLE_EVERY_S = 10
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +37,7 @@ def judge(server: Running, args: argparse.Namespace) -> Soak:
     from scripts.lib.console import say
     from tests.soaking import soak
 
-    report = soak(server, args.workers, 60 * args.minutes, SHARE, BAD, SAMPLE_EVERY_S, tell=say)
+    report = soak(server, args.workers, 60 * args.minutes, SHARE, BAD, say)
     if args.csv:
         report.write(args.csv)
     return report
