@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -22,11 +23,12 @@ from scripts.lib.archive import archive_path
 from scripts.lib.console import CommandError
 from scripts.lib.management import Management
 from scripts.lib.paths import ROOT
-from scripts.lib.server import find_server
+from scripts.lib.server import find_server, run_folder
 from tests.e2e.conftest import Running, command, free_ports, serving
 from tests.faults import kill_workers
 from tests.golden import CHELSEA
 from tests.hostile import bombs
+from tests.load import load
 from tests.memory import memory_group
 from tests.programs import program
 from tests.waiting import wait_until
@@ -214,3 +216,45 @@ def test_with_too_little_memory_serve_py_ends(tmp_path: Path) -> None:
         assert not group.processes(), "stop.py left something running"
     with zipfile.ZipFile(archive_path(tmp_path)) as archive:
         assert archive.testzip() is None
+
+
+def counters(port: int) -> dict[str, float]:
+    """The metrics that only ever grow, by their lines."""
+    lines = requests.get(f"http://127.0.0.1:{port + 2}/metrics", timeout=TIMEOUT_S).text.splitlines()
+    grow = {line.split()[2] for line in lines if line.startswith("# TYPE") and line.endswith(("counter", "histogram"))}
+    values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+    return {name: v for name, v in values.items() if re.sub(r"(_bucket|_sum|_count)?(\{.*)?$", "", name) in grow}
+
+
+def test_the_clock_is_set_and_nobody_notices(tmp_path: Path) -> None:
+    """A year ahead, then to the day before: a clock of the server's and the commands' own."""
+    compiler, library, clock = program("gcc", package="gcc libc6-dev"), tmp_path / "clock.so", tmp_path / "clock"
+    source = str(ROOT / "tests" / "clock.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), source], check=True)
+    clock.write_text("0", encoding="ascii")
+    own, port = {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(clock)}, free_ports()
+    management = Management(f"http://127.0.0.1:{port + 1}")
+    with in_foreground(lambda *serve: list(serve), port, tmp_path, **own) as process:
+        wait_for_ready(process, port)
+        before, counted = management.status().workers[0].pid, counters(port)
+        assert counted
+        with load(f"http://127.0.0.1:{port}/predictions/densenet", threads=2) as running:
+            for days, workers in ((365, 2), (-1, 1)):
+                clock.write_text(str(days * 86400), encoding="ascii")
+                running.wait_for(20)
+                status = command("status.py", "--port", str(port), **own)
+                assert (status.returncode, status.stdout.partition(":")[0]) == (0, "READY"), status.stderr
+                now = counters(port)
+                assert [name for name, value in counted.items() if now.get(name, 0) < value] == []
+                counted = now
+                scaled = command("scale.py", str(workers), "--port", str(port), **own)
+                assert scaled.returncode == 0, scaled.stderr
+                log = (run_folder(port) / "server.log").read_text(encoding="utf-8")
+                day = datetime.now() + timedelta(days)
+                assert day.strftime("%Y-%m-%dT") in log, "the server's clock wasn't set"
+        running.report("the clock a year ahead, then a day back")
+        assert set(running.answers) == {200}
+        assert before in {worker.pid for worker in management.status().workers}
+        stopped = command("stop.py", "--port", str(port), **own)
+        assert (stopped.returncode, stopped.stdout.partition(" on ")[0]) == (0, "stopped the server")
+        assert process.wait(timeout=TIMEOUT_S) == 0, "it ended by itself"
