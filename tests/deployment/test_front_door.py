@@ -48,6 +48,7 @@ from tests.golden import DOG
 from tests.load import PICTURE, load
 from tests.programs import program
 from tests.versions import NEW_LABEL, write_golden, write_new_version
+from tests.waiting import wait_until
 
 TIMEOUT_S = 60
 HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
@@ -386,6 +387,24 @@ def test_each_client_has_a_rate_and_a_number_of_requests(hosts: list[Server]) ->
                 break
             assert time.monotonic() < deadline, "a second request of the client was never refused"
         assert_error(second, 429, "TooManyRequests", "send fewer at once")
+
+
+@pytest.mark.parametrize("route", ["/explanations/densenet", "/v1/models/densenet:explain"])
+def test_each_client_has_few_explanations_at_once(hosts: list[Server], label: str, route: str) -> None:
+    """They may hold a worker for seconds; predictions beside them have their own number."""
+    with front_door(address(hosts[0]), replace={"limit_conn explanations 4": "limit_conn explanations 1"}) as door:
+
+        def refused() -> bool:
+            with socket.create_connection(("127.0.0.1", door.port), timeout=TIMEOUT_S) as unfinished:
+                unfinished.sendall(f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc".encode())
+                second = requests.put(f"{door.url}/%65xplanations/densenet", data=PICTURE, timeout=TIMEOUT_S)
+                assert requests.put(door.predictions, data=PICTURE, timeout=TIMEOUT_S).json()["label"] == label
+            if second.ok:
+                return False
+            assert_error(second, 429, "TooManyRequests", "send fewer at once")
+            return True
+
+        wait_until(refused, TIMEOUT_S)
 
 
 # --- Hosts that are busy, silent or dead --------------------------------------------------------------

@@ -11,7 +11,10 @@ import sys
 import time
 import zipfile
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -19,18 +22,27 @@ import pytest
 import requests
 
 from scripts.lib.archive import archive_path
+from scripts.lib.console import CommandError
+from scripts.lib.management import Management
 from scripts.lib.paths import ROOT
-from scripts.lib.server import find_server, held_workers
+from scripts.lib.server import find_server, held_workers, run_folder
 from tests.e2e.conftest import Running, command, free_ports, serving
 from tests.faults import kill_workers
 from tests.fuzzing import GOOD
 from tests.golden import CHELSEA
-from tests.hostile import request
+from tests.hostile import bombs, request
+from tests.load import load
+from tests.memory import memory_group
 from tests.programs import program
 from tests.waiting import wait_until
 from tests.wire import exchange
 
 TIMEOUT_S = 300
+PICTURE = CHELSEA.read_bytes()
+SPARE_BYTES = 200 * 10**6
+"""Memory above what a server uses: 100 million pixels take half a gigabyte."""
+TOO_LITTLE_BYTES = 500 * 10**6
+"""Less than Java and a worker need together."""
 
 
 def test_killed_workers_lose_their_own_requests_alone(server: Running) -> None:
@@ -188,3 +200,121 @@ def test_full_disk_for_the_logs_changes_no_answer(model_store: Path) -> None:
     result = in_mounts(mounts, "predict.py", *[str(CHELSEA)] * 20, "--port", port)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 20
+
+
+@contextmanager
+def in_foreground(
+    wrapper: Callable[..., list[str]], port: int, model_store: Path, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """``serve.py`` in the foreground by ``wrapper``; stopped, with whatever it started, at the end."""
+    serve = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--weights", "bundled", "--workers", "1"]
+    settings = {**os.environ, "DENSENET_NO_VENV": "1", **environment}
+    log = model_store / "output.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            wrapper(*serve, "--port", str(port), "--model-store", str(model_store)),
+            env=settings,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        assert command("stop.py", "--port", str(port), **environment).returncode == 0
+        process.wait(timeout=TIMEOUT_S)
+
+
+def wait_for_ready(process: subprocess.Popen[bytes], port: int) -> None:
+    """Wait until the server has a READY worker."""
+    management = Management(f"http://127.0.0.1:{port + 1}")
+
+    def ready() -> bool:
+        assert process.poll() is None, "serve.py ended"
+        with suppress(CommandError):
+            return management.status().ready > 0
+        return False
+
+    wait_until(ready, TIMEOUT_S)
+
+
+def put(port: int, data: bytes) -> requests.Response:
+    """A request for a prediction."""
+    return requests.put(f"http://127.0.0.1:{port}/predictions/densenet", data=data, timeout=TIMEOUT_S)
+
+
+def test_out_of_memory_the_decoding_process_goes_first(tmp_path: Path) -> None:
+    """Its request gets 413; the good ones beside it, the worker and Java live."""
+    port = free_ports()
+    large = [bomb.data for bomb in bombs() if bomb.name in {"pixels", "transparent-palette"}]
+    with memory_group() as group, in_foreground(group.shell, port, tmp_path) as process:
+        wait_for_ready(process, port)
+        assert put(port, PICTURE).status_code == 200
+        server, management = find_server(port), Management(f"http://127.0.0.1:{port + 1}")
+        before = management.status().workers[0].pid
+        group.limit(group.used() + SPARE_BYTES)
+        with ThreadPoolExecutor(2) as pool:
+            for data in large:
+                bomb = pool.submit(put, port, data)
+                good = [put(port, PICTURE).status_code for _ in range(3)]
+                assert good == [200] * 3
+                answer = bomb.result()
+                assert (answer.status_code, answer.json()["type"]) == (413, "ImageTooLarge")
+                assert "more memory to decode than this machine has left" in answer.json()["message"]
+        assert group.kills() == len(large)
+        assert management.status().workers[0].pid == before
+        assert find_server(port) == server and process.poll() is None
+
+
+def test_with_too_little_memory_serve_py_ends(tmp_path: Path) -> None:
+    """Whichever process the kernel takes, nothing hangs, no archive is half, and ``stop.py`` clears the rest away."""
+    port = free_ports()
+    with memory_group() as group:
+        group.limit(TOO_LITTLE_BYTES)
+        with in_foreground(group.shell, port, tmp_path) as process:
+            assert process.wait(timeout=120) != 0
+            assert group.kills() > 0
+        assert not group.processes(), "stop.py left something running"
+    with zipfile.ZipFile(archive_path(tmp_path)) as archive:
+        assert archive.testzip() is None
+
+
+def counters(port: int) -> dict[str, float]:
+    """The metrics that only ever grow, by their lines."""
+    lines = requests.get(f"http://127.0.0.1:{port + 2}/metrics", timeout=TIMEOUT_S).text.splitlines()
+    grow = {line.split()[2] for line in lines if line.startswith("# TYPE") and line.endswith(("counter", "histogram"))}
+    values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+    return {name: v for name, v in values.items() if re.sub(r"(_bucket|_sum|_count)?(\{.*)?$", "", name) in grow}
+
+
+def test_the_clock_is_set_and_nobody_notices(tmp_path: Path) -> None:
+    """A year ahead, then to the day before: a clock of the server's and the commands' own."""
+    compiler, library, clock = program("gcc", package="gcc libc6-dev"), tmp_path / "clock.so", tmp_path / "clock"
+    source = str(ROOT / "tests" / "clock.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), source], check=True)
+    clock.write_text("0", encoding="ascii")
+    own, port = {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(clock)}, free_ports()
+    management = Management(f"http://127.0.0.1:{port + 1}")
+    with in_foreground(lambda *serve: list(serve), port, tmp_path, **own) as process:
+        wait_for_ready(process, port)
+        before, counted = management.status().workers[0].pid, counters(port)
+        assert counted
+        with load(f"http://127.0.0.1:{port}/predictions/densenet", threads=2) as running:
+            for days, workers in ((365, 2), (-1, 1)):
+                clock.write_text(str(days * 86400), encoding="ascii")
+                running.wait_for(20)
+                status = command("status.py", "--port", str(port), **own)
+                assert (status.returncode, status.stdout.partition(":")[0]) == (0, "READY"), status.stderr
+                now = counters(port)
+                assert [name for name, value in counted.items() if now.get(name, 0) < value] == []
+                counted = now
+                scaled = command("scale.py", str(workers), "--port", str(port), **own)
+                assert scaled.returncode == 0, scaled.stderr
+                log = (run_folder(port) / "server.log").read_text(encoding="utf-8")
+                day = datetime.now() + timedelta(days)
+                assert day.strftime("%Y-%m-%dT") in log, "the server's clock wasn't set"
+        running.report("the clock a year ahead, then a day back")
+        assert set(running.answers) == {200}
+        assert before in {worker.pid for worker in management.status().workers}
+        stopped = command("stop.py", "--port", str(port), **own)
+        assert (stopped.returncode, stopped.stdout.partition(" on ")[0]) == (0, "stopped the server")
+        assert process.wait(timeout=TIMEOUT_S) == 0, "it ended by itself"
