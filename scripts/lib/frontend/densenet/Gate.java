@@ -5,6 +5,7 @@ import io.netty.channel.ChannelHandlerContext;
 import io.netty.channel.ChannelPromise;
 import io.netty.handler.codec.http.FullHttpResponse;
 import io.netty.handler.codec.http.HttpHeaderNames;
+import io.netty.handler.codec.http.HttpHeaderValues;
 import io.netty.handler.codec.http.HttpMethod;
 import io.netty.handler.codec.http.HttpRequest;
 import io.netty.handler.codec.http.HttpResponse;
@@ -37,6 +38,9 @@ final class Gate extends ChannelDuplexHandler {
 
     /** The refused request whose body is being thrown away; null if none is. */
     private HttpRequest refused;
+
+    /** Whether the answer to a refused request leaves its connection open, where TorchServe closes it after an error. */
+    private boolean keptOpen;
 
     /** Requests that have begun and aren't answered yet. */
     private int due;
@@ -99,6 +103,7 @@ final class Gate extends ChannelDuplexHandler {
             String version = route[1] == null ? "default" : route[1];
             asked.addOrUpdate(List.of(route[0], version, ConfigManager.getInstance().getHostName()), 1);
         }
+        keptOpen = whole && HttpUtil.isKeepAlive(request);
         NettyUtils.requestReceived(context.channel(), request);
         NettyUtils.sendError(context, HttpResponseStatus.SERVICE_UNAVAILABLE, new ServiceUnavailableException(""));
     }
@@ -111,6 +116,9 @@ final class Gate extends ChannelDuplexHandler {
             last &= response.status().codeClass() != HttpStatusClass.INFORMATIONAL;
             if (response.status().equals(HttpResponseStatus.SERVICE_UNAVAILABLE)) {
                 response.headers().set(HttpHeaderNames.RETRY_AFTER, RETRY_SECONDS);
+                if (keptOpen) {
+                    response.headers().set(HttpHeaderNames.CONNECTION, HttpHeaderValues.KEEP_ALIVE);
+                }
                 if (saysBusy(response)) {
                     response.headers().set(BUSY, 1);
                 }
@@ -118,6 +126,16 @@ final class Gate extends ChannelDuplexHandler {
         }
         due -= last ? 1 : 0;
         super.write(context, message, promise);
+    }
+
+    @Override
+    public void close(ChannelHandlerContext context, ChannelPromise promise) throws Exception {
+        if (keptOpen) { // what TorchServe asks for when the answer is written
+            keptOpen = false;
+            promise.setSuccess();
+        } else {
+            super.close(context, promise);
+        }
     }
 
     private static boolean saysBusy(HttpResponse response) {
