@@ -467,6 +467,49 @@ def test_workers_that_do_not_answer_are_503_within_five_seconds(hosts: list[Serv
     print(f"silent workers: 503 after {took:.1f} s; with another host 2 of 2 answered")
 
 
+def test_workers_that_cannot_start_are_503_within_five_seconds_on_every_route(hosts: list[Server], label: str) -> None:
+    """TorchServe by itself would leave these without an answer; another host gives its own."""
+    instance = {"b64": base64.b64encode(PICTURE).decode()}
+    v2 = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [instance["b64"]]}]}
+    forms: dict[str, dict[str, object]] = {
+        "/predictions/densenet": {"data": PICTURE},
+        "/predict": {"files": {"file": PICTURE}},
+        "/explanations/densenet": {"data": PICTURE},
+        "/v1/models/densenet:predict": {"json": {"instances": [instance]}},
+        "/v2/models/densenet/infer": {"json": v2},
+    }
+
+    def post(door: FrontDoor, route: str) -> requests.Response:
+        return requests.post(f"{door.url}{route}", timeout=TIMEOUT_S, **forms[route])  # type: ignore[arg-type]
+
+    (handler,) = Path(hosts[0].temporary).rglob("densenet_handler.py")
+    text = handler.read_text(encoding="utf-8")
+    with (
+        front_door(address(hosts[0])) as one,
+        front_door(*map(address, hosts[:2])) as two,
+        ThreadPoolExecutor() as pool,
+    ):
+        try:
+            handler.write_text("raise RuntimeError('broken by a test')\n", encoding="utf-8")
+            for worker in workers_of(hosts[0]):
+                worker.kill()
+            wait_until(lambda: not hosts[0].management.status().ready, TIMEOUT_S, lambda: "the worker lives")
+            answers = dict(zip(forms, pool.map(post, [one] * len(forms), forms)))
+            others = [post(two, route).status_code for route in forms for _ in range(2)]
+        finally:
+            handler.write_text(text, encoding="utf-8")
+        for route, answer in answers.items():
+            assert_error(answer, 503, "ServiceUnavailableException", "no server answers now; try again in a second")
+            assert answer.elapsed.total_seconds() < 5, route
+        assert set(others) == {200}
+        wait_until(lambda: hosts[0].management.status().ready, TIMEOUT_S, lambda: "no worker came back")
+        assert post(one, "/predict").text == label
+    slowest = max(answer.elapsed.total_seconds() for answer in answers.values())
+    print(
+        f"no worker can start: 503 on {len(forms)} routes after {slowest:.1f} s at most; with another host all answered"
+    )
+
+
 def test_a_worker_dies_with_a_request_in_hand_and_no_request_is_lost(
     hosts: list[Server], door: FrontDoor, label: str
 ) -> None:
