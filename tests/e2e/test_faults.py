@@ -69,15 +69,18 @@ def test_requests_are_refused_while_no_worker_can_start(model_store: Path) -> No
         os.kill(found.management.status().workers[0].pid, signal.SIGKILL)
         wait_until(lambda: not found.management.status().ready, TIMEOUT_S, lambda: "the worker lives")
         with ThreadPoolExecutor() as pool:
-            waiting = {pool.submit(put, **{"X-Densenet-Patience": "3"}): 3, pool.submit(put): 10}
-            for answered in as_completed(waiting):
-                # from when a worker was last seen READY; the frontend looks five times a second
-                assert waiting[answered] - 1 < time.monotonic() - killed < waiting[answered] + 5
+            impatient = pool.submit(put, **{"X-Densenet-Patience": "3"})
+            # each start that fails takes one of them along; the last one waits for as long as may be
+            patient = [pool.submit(put) for _ in range(3)]
+            for answered in as_completed([impatient, *patient]):
+                took = time.monotonic() - killed
+                assert took < (8 if answered is impatient else 15)
                 answer = answered.result()
                 assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
                 error = answer.json()
                 assert error["type"] == "ServiceUnavailableException"
                 assert error["message"].endswith("; try again in a second")
+            assert took > 9
         assert put().elapsed.total_seconds() < 2
         handler.write_text(text, encoding="utf-8")
         wait_until(lambda: found.management.status().ready, TIMEOUT_S, lambda: "no worker came back")
@@ -309,7 +312,7 @@ def test_the_clock_is_set_and_nobody_notices(tmp_path: Path) -> None:
                 counted = now
                 scaled = command("scale.py", str(workers), "--port", str(port), **own)
                 assert scaled.returncode == 0, scaled.stderr
-                log = (run_folder(port) / "server.log").read_text(encoding="utf-8")
+                log = (run_folder(port) / "access_log.log").read_text(encoding="utf-8")
                 day = datetime.now() + timedelta(days)
                 assert day.strftime("%Y-%m-%dT") in log, "the server's clock wasn't set"
         running.report("the clock a year ahead, then a day back")
