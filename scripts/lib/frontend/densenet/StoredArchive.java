@@ -8,6 +8,7 @@ import java.nio.file.LinkOption;
 import java.nio.file.OpenOption;
 import java.nio.file.Path;
 import org.pytorch.serve.archive.model.InvalidModelException;
+import org.pytorch.serve.archive.model.ModelNotFoundException;
 import org.pytorch.serve.archive.utils.ZipUtils;
 
 /**
@@ -37,8 +38,8 @@ public final class StoredArchive {
     }
 
     /** TorchServe prepares a folder as a model with it. */
-    public static File createTempDir(String name, String prefix) throws InvalidModelException {
-        throw new InvalidModelException("there is no such archive in the model store; a folder isn't taken");
+    public static File createTempDir(String name, String prefix) throws ModelNotFoundException {
+        throw new ModelNotFoundException("there is no such archive in the model store; a folder isn't taken");
     }
 
     /** See ZipUtils; never reached, as {@link #createTempDir} comes before. */
