@@ -96,6 +96,10 @@ class Management:
         """Remove a version that isn't the default, and its workers."""
         self._call("DELETE", _route(version), timeout=60)
 
+    def rotate_token(self, kind: str) -> None:
+        """Replace the token ``kind``, which is ``management`` or ``inference``; it takes the token ``API``."""
+        self._call("GET", "/token", timeout=10, type=kind)
+
     def card(self, version: str | None = None, timeout: float = 60) -> dict[str, Any]:
         """The model card, as the handler in a worker returns it: the question waits behind the requests in the queue.
 

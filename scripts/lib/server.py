@@ -41,6 +41,8 @@ LOG = "server.log"
 """What TorchServe and its workers log; config/log4j2.xml bounds it."""
 OUTPUT = "output.log"
 """What Java itself prints: why it doesn't start, or ends."""
+TOKENS = "key_file.json"
+"""Where TorchServe writes its tokens."""
 ARCHIVE = f"{MODEL_NAME}.mar"
 """What ``build_archive.py`` writes."""
 WORKERS_PER_THREAD = 8
@@ -96,8 +98,20 @@ class Server:
     @property
     def management(self) -> Management:
         """A client of its management API, with its token where it asks for one."""
+        return self._management("management")
+
+    def rotate_token(self, kind: str) -> None:
+        """Have TorchServe replace its token ``management`` or ``inference``; the old one is refused from now on.
+
+        Raises:
+            NotRunning: it doesn't answer.
+            CommandError: it answers with an error, or its tokens can't be read by this user.
+        """
+        self._management("API").rotate_token(kind)
+
+    def _management(self, token: str) -> Management:
         url = f"http://{_reachable(self.management_host)}:{self.port + 1}"
-        return Management(url, read_token(self.folder, "management") if self.token else None)
+        return Management(url, read_token(self.folder, token) if self.token else None)
 
     def process(self) -> psutil.Process | None:
         """Its Java process, None if it is gone."""
@@ -153,12 +167,12 @@ def inference_token(port: int) -> str | None:
 
 
 def read_token(folder: Path, kind: str) -> str:
-    """A token that TorchServe wrote for the server in ``folder``; kind ``management`` or ``inference``.
+    """A token that TorchServe wrote for the server in ``folder``; kind ``management``, ``inference`` or ``API``.
 
     Raises:
         CommandError: the file isn't there or can't be read by this user.
     """
-    path = folder / "key_file.json"
+    path = folder / TOKENS
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))[kind]["key"])
     except (OSError, ValueError, KeyError) as error:
@@ -544,7 +558,7 @@ def clean_up(port: int) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing was left
-    for name in ("key_file.json", "config.properties", "state.json", STOPPING):
+    for name in (TOKENS, "config.properties", "state.json", STOPPING):
         (folder / name).unlink(missing_ok=True)
 
 

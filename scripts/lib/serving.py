@@ -20,7 +20,7 @@ from scripts.client import DenseNetClient
 from scripts.lib.console import CommandError, say
 from scripts.lib.management import POLL_SECONDS, NotRunning
 from scripts.lib.paths import CONFIG
-from scripts.lib.server import LOG, OUTPUT, Server, read_properties, read_token, was_stopped
+from scripts.lib.server import LOG, OUTPUT, TOKENS, Server, read_properties, read_token, was_stopped
 
 WARM_UP_REQUESTS = 10
 """Pictures a worker."""
@@ -58,7 +58,7 @@ def announce(server: Server, card: ModelCard, took: str) -> None:
     say(f"  logs        {server.folder}")
     token = ""
     if server.token:
-        say(f"  tokens      {server.folder / 'key_file.json'}")
+        say(f"  tokens      {server.folder / TOKENS}")
         token = " -H 'Authorization: Bearer <inference token>'"
     say(f"try: curl{token} -T dog.jpg {server.url}/predictions/densenet")
 

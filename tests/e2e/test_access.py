@@ -17,7 +17,8 @@ import requests
 
 from scripts.lib.management import Management
 from scripts.lib.paths import RUN
-from tests.e2e.conftest import Running, serving
+from scripts.lib.server import TOKENS
+from tests.e2e.conftest import Running, command, free_ports, serving
 from tests.golden import CHELSEA
 from tests.programs import program
 
@@ -115,35 +116,80 @@ def test_opened_to_others_inference_alone_is_open(model_store: Path, outside: Ou
         assert Management(running.management).status().workers[0].pid == before.workers[0].pid
 
 
-def test_opened_management_asks_for_the_token(model_store: Path, outside: Outside) -> None:
-    with serving(
-        model_store, "--workers", "1", "--token", "--host", "0.0.0.0", "--management-host", "0.0.0.0"
-    ) as running:
-        base = f"http://{outside.address}:{running.port}"
-        urls = {route: f"http://{outside.address}:{running.port + 1}{route}" for route in ROUTES["management"]}
-        answers = outside.ask({**urls, "predict": f"{base}/predictions/densenet"})
-        assert {route: answer for route, answer in answers.items() if answer == 200} == {}
-        closed = {name for name, is_open in outside.ports(running).items() if not is_open}
-        assert closed == {"metrics", "gRPC inference", "gRPC management"}
-        keys = RUN / str(running.port) / "key_file.json"
-        assert keys.parent.stat().st_mode & 0o077 == 0
+@pytest.fixture(scope="module")
+def opened(model_store: Path) -> Iterator[Running]:
+    """A server on which every flag opens what it can."""
+    hosts = ("--host", "0.0.0.0", "--management-host", "0.0.0.0", "--metrics-host", "0.0.0.0")
+    with serving(model_store, "--workers", "1", "--token", *hosts) as running:
+        yield running
 
+
+def test_opened_management_asks_for_the_token(opened: Running, outside: Outside) -> None:
+    base = f"http://{outside.address}:{opened.port}"
+    urls = {route: f"http://{outside.address}:{opened.port + 1}{route}" for route in ROUTES["management"]}
+    answers = outside.ask({**urls, "predict": f"{base}/predictions/densenet"})
+    assert set(answers.values()) == {400}, answers
+    closed = {name for name, is_open in outside.ports(opened).items() if not is_open}
+    assert closed == {"gRPC inference", "gRPC management"}
+
+
+def test_opened_metrics_are_metrics_alone(opened: Running, outside: Outside) -> None:
+    """Without a token: TorchServe asks for none there."""
+    base = f"http://{outside.address}:{opened.port + 2}"
+    routes = [*ROUTES["management"], "/predictions/densenet", "/metrics"]
+    answers = outside.ask({route: base + route for route in routes})
+    assert answers.pop("/metrics") == 200
+    assert set(answers.values()) <= {404, 405}, answers
+
+
+def test_tokens_are_rotated(opened: Running) -> None:
+    """By a command; the old ones are refused, and the file stays its owner's alone."""
+    keys = RUN / str(opened.port) / TOKENS
+
+    def headers() -> dict[str, dict[str, str]]:
         tokens = json.loads(keys.read_text(encoding="utf-8"))
-        api = {"Authorization": f"Bearer {tokens['API']['key']}"}
-        old = {"Authorization": f"Bearer {tokens['inference']['key']}"}
-        assert requests.put(running.predictions, data=CHELSEA.read_bytes(), headers=old, timeout=TIMEOUT_S).ok
-        # the documented command: docs/configuration.md
-        renewed = requests.get(f"{running.management}/token?type=inference", headers=api, timeout=TIMEOUT_S)
-        assert renewed.ok
-        refused = requests.put(running.predictions, data=CHELSEA.read_bytes(), headers=old, timeout=TIMEOUT_S)
-        assert refused.status_code == 400, "the old token still works"
-        fresh = json.loads(keys.read_text(encoding="utf-8"))["inference"]["key"]
-        new = {"Authorization": f"Bearer {fresh}"}
-        assert requests.put(running.predictions, data=CHELSEA.read_bytes(), headers=new, timeout=TIMEOUT_S).ok
-        # no other token renews one
-        for headers in ({}, old, new):
-            answer = requests.get(f"{running.management}/token?type=management", headers=headers, timeout=TIMEOUT_S)
-            assert answer.status_code == 400, answer.text
+        return {kind: {"Authorization": f"Bearer {token['key']}"} for kind, token in tokens.items()}
+
+    def accepted(tokens: dict[str, dict[str, str]]) -> dict[str, int]:
+        predicted = requests.put(
+            opened.predictions, data=CHELSEA.read_bytes(), headers=tokens["inference"], timeout=TIMEOUT_S
+        )
+        described = requests.get(f"{opened.management}/models", headers=tokens["management"], timeout=TIMEOUT_S)
+        return {"inference": predicted.status_code, "management": described.status_code}
+
+    assert keys.parent.stat().st_mode & 0o777 == 0o700
+    first = headers()
+    assert accepted(first) == {"inference": 200, "management": 200}
+    done = command("rotate_tokens.py", "inference", "--port", str(opened.port))
+    assert (done.returncode, done.stdout) == (0, f"rotated: inference; the new tokens are in {keys}\n"), done.stderr
+    assert accepted(first) == {"inference": 400, "management": 200}
+    second = headers()
+    assert command("rotate_tokens.py", "--port", str(opened.port)).returncode == 0
+    assert accepted(second) == {"inference": 400, "management": 400}
+    assert accepted(headers()) == {"inference": 200, "management": 200}
+    assert headers()["API"] == first["API"]
+    assert keys.stat().st_mode & 0o777 == 0o600
+    assert keys.parent.stat().st_mode & 0o777 == 0o700
+    # the project's own commands find the new ones
+    assert command("status.py", "--port", str(opened.port)).returncode == 0
+    # no other token renews one
+    for kind in ("inference", "management"):
+        own = headers()[kind]
+        answer = requests.get(f"{opened.management}/token?type=management", headers=own, timeout=TIMEOUT_S)
+        assert answer.status_code == 400, answer.text
+    assert requests.get(f"{opened.management}/token?type=management", timeout=TIMEOUT_S).status_code == 400
+
+
+def test_there_are_no_tokens_to_rotate(server: Running) -> None:
+    port = str(server.port)
+    done = command("rotate_tokens.py", "--port", port)
+    assert done.stderr == (
+        f"error: the server on port {port} asks for no tokens; serve.py --token starts one that does\n"
+    )
+    port = str(free_ports())
+    done = command("rotate_tokens.py", "--port", port)
+    assert done.stderr == f"error: no server of this project runs on port {port}; serve.py --token starts one\n"
+    assert done.returncode == 1
 
 
 def test_no_other_site_may_read_an_answer(server: Running) -> None:
