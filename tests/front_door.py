@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,13 +43,16 @@ class FrontDoor:
         """The route of the contract."""
         return f"{self.url}/predictions/densenet"
 
+    def lines(self) -> list[dict[str, Any]]:
+        """The access log so far."""
+        return [json.loads(line) for line in (self.folder / "access.log").read_text(encoding="utf-8").splitlines()]
+
     def log(self, **wanted: object) -> dict[str, Any]:
         """The line of the access log that has these values; nginx writes it when the request has ended."""
         found: list[dict[str, Any]] = []
 
         def written() -> bool:
-            lines = (self.folder / "access.log").read_text(encoding="utf-8").splitlines()
-            found.extend(entry for entry in map(json.loads, lines) if wanted.items() <= entry.items())
+            found.extend(entry for entry in self.lines() if wanted.items() <= entry.items())
             return bool(found)
 
         wait_until(written, TIMEOUT_S, lambda: f"no line with {wanted}")
@@ -84,6 +88,19 @@ def copy_configuration(folder: Path, hosts: Sequence[str], port: int, tls: bool,
         text = text.replace(old, new)
     (copy / "nginx.conf").write_text(text, encoding="utf-8")
     return copy / "nginx.conf"
+
+
+def make_certificate(folder: Path) -> None:
+    """``certificate.pem`` for 127.0.0.1, signed by itself, and ``key.pem``."""
+    subprocess.run(
+        [
+            *(program("openssl", package="openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem")),
+        ],
+        capture_output=True,
+        check=True,
+    )
 
 
 @contextmanager

@@ -6,6 +6,9 @@ out: its provisioning files and its dashboard's queries are checked against this
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +21,10 @@ import pytest
 import requests
 import yaml
 
-from scripts.lib.paths import ROOT
+from scripts.lib.paths import CONFIG, ROOT
 from tests.deployment.images import Engine
 from tests.e2e.conftest import free_ports
+from tests.front_door import make_certificate
 from tests.golden import CHELSEA
 from tests.prometheus import panels
 from tests.waiting import wait_until
@@ -39,6 +43,7 @@ class Up:
     """The services that are up."""
 
     engine: Engine
+    folder: Path
     front_door: str
     prometheus: str
     compose: Callable[..., subprocess.CompletedProcess[str]]
@@ -52,24 +57,30 @@ class Up:
 
 
 @pytest.fixture(scope="module")
-def up(engine: Engine, image: Mapping[str, Any]) -> Iterator[Up]:
-    """``compose up`` without Grafana, on free ports; ``compose down`` at the end."""
+def up(engine: Engine, image: Mapping[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """A copy with a certificate, brought up without Grafana on free ports, and down at the end."""
+    folder = tmp_path_factory.mktemp("compose")
+    shutil.copy(ROOT / "compose.yaml", folder)
+    shutil.copytree(CONFIG, folder / "config", ignore=shutil.ignore_patterns("tls"))
+    tls = folder / "config" / "nginx" / "tls"
+    tls.mkdir()
+    make_certificate(tls)
+    os.chown(tls / "key.pem", 101, 101)
     engine.stand_in(_public(SERVICES["front-door"]["image"]), "nginx-light", "curl")
     engine.stand_in(_public(SERVICES["prometheus"]["image"]), "prometheus", "wget", entrypoint="/usr/bin/prometheus")
     port = free_ports()
     ports = {"DENSENET_PORT": port, "DENSENET_PROMETHEUS_PORT": port + 1, "DENSENET_GRAFANA_PORT": port + 2}
     environment = {**engine.environment, **{name: str(number) for name, number in ports.items()}}
 
-    def compose(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def compose(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).parent / "podman-compose"), "--in-pod", "false", *arguments]
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
+        own = {**environment, **more}
+        return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=300, check=False)
 
     try:
         started = compose("up", "--detach", "--no-build", *STARTED)
         assert started.returncode == 0, started.stdout + started.stderr
-        up = Up(engine, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}", compose)
+        up = Up(engine, folder, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}", compose)
         predictions = f"{up.front_door}/predictions/densenet"
         wait_until(lambda: requests.put(predictions, data=PICTURE, timeout=9).ok, PATIENCE_S, pause=0.5)
         yield up
@@ -107,10 +118,11 @@ def test_only_the_front_door_is_published_to_others() -> None:
     assert COMPOSE["networks"]["inside"] == {"internal": True}
 
 
-def test_what_is_mounted_is_there() -> None:
+@pytest.mark.parametrize("tls", ["", r"\1"])
+def test_what_is_mounted_is_there(tls: str) -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
-            source = volume.split(":")[0]
+            source = re.sub(r"\$\{DENSENET_TLS:\+(.+?)\}", tls, volume).split(":")[0]
             assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], volume
 
 
@@ -163,3 +175,20 @@ def test_a_server_that_ends_is_started_again(up: Up) -> None:
     down = f"{up.front_door}/predictions/densenet"
     wait_until(lambda: requests.put(down, data=PICTURE, timeout=9).status_code != 200, PATIENCE_S, pause=0.5)
     wait_until(lambda: requests.put(down, data=PICTURE, timeout=9).ok, PATIENCE_S, pause=0.5)
+
+
+def test_tls_is_switched_on_by_one_variable(up: Up) -> None:
+    arguments = ("up", "--detach", "--no-build", "--no-deps", "--force-recreate", "front-door")
+    changed = up.compose(*arguments, DENSENET_TLS="1")
+    assert changed.returncode == 0, changed.stdout + changed.stderr
+    trusted = str(up.folder / "config" / "nginx" / "tls" / "certificate.pem")
+    address = up.front_door.replace("http:", "https:")
+
+    def answer() -> requests.Response:
+        return requests.put(f"{address}/predictions/densenet", data=PICTURE, verify=trusted, timeout=9)
+
+    wait_until(lambda: answer().ok, PATIENCE_S, pause=0.5)
+    assert "strict-transport-security" in answer().headers
+    assert requests.get(up.front_door, timeout=TIMEOUT_S).status_code == 400
+    healthy = up.engine.podman("healthcheck", "run", "densenet_front-door_1", check=False)
+    assert healthy.returncode == 0, healthy.stdout + healthy.stderr

@@ -25,6 +25,7 @@ import tritonclient.http
 import yaml
 from tritonclient.utils import InferenceServerException
 
+from handler.card import sha256_of
 from handler.hold import HEADER, PREFIX
 from scripts.lib.archive import archive_inputs, archive_path, build_archive
 from scripts.lib.environment import java_home
@@ -43,7 +44,7 @@ from scripts.lib.server import (
 )
 from tests.e2e.conftest import command, free_ports
 from tests.e2e.test_readme import BLOCK, NUMBER, pattern, steps
-from tests.front_door import FrontDoor, copy_configuration, front_door
+from tests.front_door import FrontDoor, copy_configuration, front_door, make_certificate
 from tests.golden import DOG
 from tests.load import PICTURE, load
 from tests.programs import program
@@ -323,6 +324,27 @@ def test_a_large_body_is_refused(door: FrontDoor, route: str) -> None:
     )
 
 
+CHUNKED = "POST {route} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"
+
+
+@pytest.mark.parametrize("route", ["/predictions/densenet", "/predict", "/v1/models/densenet:predict", "/ping"])
+def test_what_is_no_chunk_is_refused(door: FrontDoor, route: str) -> None:
+    """In the error form, and no host hears of it."""
+    size = int(read_properties(CONFIG / "config.properties")["max_request_size"])
+    for chunks in ("-1\r\n", "zz\r\nab\r\n0\r\n\r\n", "5\r\nab", f"{'f' * 17}\r\n"):
+        end = "\r\n0\r\nx\r\n\r\n"
+        answer = raw(door, CHUNKED.format(route=route, chunks=chunks + end))
+        assert answer.startswith('400 {"code": 400, "type": "InvalidRequest"'), (chunks, answer)
+    answer = raw(door, CHUNKED.format(route=route, chunks=f"{size + 1:x}\r\nab"))
+    assert answer.startswith('413 {"code": 413, "type": "RequestTooLarge"'), answer
+    assert not [line for line in door.lines() if line["status"] in {400, 413} and line["upstream"]]
+
+
+def test_chunks_are_put_together(door: FrontDoor, label: str) -> None:
+    pieces = (PICTURE[start : start + 1000] for start in range(0, len(PICTURE), 1000))
+    assert requests.put(door.predictions, data=pieces, timeout=TIMEOUT_S).json()["label"] == label
+
+
 def test_what_is_no_http_is_refused(door: FrontDoor) -> None:
     garbage = raw(door, "no such thing\r\n\r\n")
     headers = raw(door, f"GET / HTTP/1.1\r\nHost: x\r\nX-Long: {'a' * 40_000}\r\n\r\n")
@@ -589,15 +611,7 @@ def test_a_new_version_is_rolled_out_host_by_host_and_no_request_is_lost(
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a certificate for 127.0.0.1, signed by itself."""
     folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        [
-            *(program("openssl", package="openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem")),
-        ],
-        capture_output=True,
-        check=True,
-    )
+    make_certificate(folder)
     return folder
 
 
@@ -658,7 +672,8 @@ def test_the_guide_does_what_it_says(store: Path, tmp_path: Path) -> None:
     (view / "scripts").symlink_to(ROOT / "scripts")
     configuration = copy_configuration(tmp_path, [f"127.0.0.1:{port}"], port + 5, tls=False, replace={})
     replace = {
-        "python3 scripts/serve.py": f"{sys.executable} scripts/serve.py --weights {archive_path(store)} --workers 1",
+        "python3 scripts/serve.py": f"{sys.executable} scripts/serve.py --workers 1 "
+        f"--weights {archive_path(store)} --sha256 {sha256_of(archive_path(store))}",
         "--port 6000": f"--port {port}",
         "$PWD/config/nginx/nginx.conf": str(configuration),
         "daemon off;' &": "user root;' >access.log 2>&1",  # in the background by itself; pytest's folder is root's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -240,6 +241,16 @@ def test_there_is_time_to_start_and_to_drain(overlay: list[Manifest]) -> None:
     model = yaml.safe_load((CONFIG / "model-config.yaml").read_text(encoding="utf-8"))
     liveness = container["livenessProbe"]
     assert liveness["periodSeconds"] * liveness["failureThreshold"] > model["maxRetryTimeoutInSec"]
+
+
+def test_tls_is_switched_on_by_one_component(cpu: list[Manifest], tmp_path: Path) -> None:
+    folders = {"resources": "overlays/cpu", "components": "components/tls"}
+    own = {key: [os.path.relpath(KUBERNETES / folder, tmp_path)] for key, folder in folders.items()}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    manifests = render(tmp_path)
+    ingress = find(manifests, "Ingress", "front-door")
+    assert ingress["spec"].pop("tls") == [{"secretName": "densenet-tls"}]
+    assert manifests == cpu
 
 
 def test_the_way_in_takes_what_the_server_takes(overlay: list[Manifest]) -> None:
