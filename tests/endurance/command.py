@@ -25,13 +25,20 @@ def new_parser(file: str, description: str | None) -> argparse.ArgumentParser:
     )
 
 
-def run_on_server(judge: Judge, add_options: Callable[[argparse.ArgumentParser], object], workers: int = 2) -> None:
+def run_on_server(
+    judge: Judge,
+    add_options: Callable[[argparse.ArgumentParser], object],
+    workers: int = 2,
+    apart: bool = False,
+) -> None:
     """Run a command whose ``judge`` does something to a server of its own; exit with 1 if a promise wasn't kept.
 
     Args:
         judge: what is done; its module's docstring describes the command.
         add_options: adds the options that ``judge`` reads.
         workers: of the server, by default.
+        apart: this process gets a core for itself, where there are several: what the client does takes nothing from
+            the server, as if it were on another machine.
     """
 
     def build_parser() -> argparse.ArgumentParser:
@@ -44,13 +51,17 @@ def run_on_server(judge: Judge, add_options: Callable[[argparse.ArgumentParser],
 
     def main(args: argparse.Namespace) -> int:
         import tempfile
+        from contextlib import nullcontext
 
         from tests.e2e.conftest import serving
+        from tests.processes import core_of_its_own
 
         with (
+            core_of_its_own() if apart else nullcontext(lambda: None) as move,
             tempfile.TemporaryDirectory(prefix="densenet-endurance-") as store,
             serving(Path(store), "--workers", str(args.workers)) as server,
         ):
+            move()
             report = judge(server, args)
         print(report.text())
         return 1 if report.broken() or report.slow() else 0

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Send four times what a server can serve, at a constant rate, for two minutes: the surplus is refused at once.
 
+The client has a core for itself, the server the others. With --workers, start as many as those are.
+
 python3 tests/endurance/overload.py
 python3 tests/endurance/overload.py --front-door    # through nginx, which limits each client
 """
@@ -43,4 +45,4 @@ def judge(server: Running, args: argparse.Namespace) -> Overload:
 
 
 if __name__ == "__main__":
-    run_on_server(judge, add_options)
+    run_on_server(judge, add_options, workers=1, apart=True)
