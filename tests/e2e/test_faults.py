@@ -34,6 +34,8 @@ from tests.hostile import bombs, request
 from tests.load import load
 from tests.memory import memory_group
 from tests.programs import program
+from tests.scenes import write_scenes
+from tests.versions import NEW_LABEL, write_golden, write_new_version
 from tests.waiting import wait_until
 from tests.wire import exchange
 
@@ -203,6 +205,42 @@ def test_full_disk_for_the_logs_changes_no_answer(model_store: Path) -> None:
     result = in_mounts(mounts, "predict.py", *[str(CHELSEA)] * 20, "--port", port)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 20
+
+
+def test_full_disk_deploys_nothing_and_the_old_version_serves(tmp_path: Path) -> None:
+    """TorchServe unpacks an archive into the temporary folder, which has no place for it."""
+    store, temporary, port = tmp_path / "store", tmp_path / "temporary", str(free_ports())
+    temporary.mkdir()
+    new, python = write_new_version(store), shlex.quote(sys.executable)
+    golden = write_golden(tmp_path, f"{NEW_LABEL}cat")
+    deploy = f"{python} scripts/deploy.py {new} --golden {golden} --port {port}"
+    mounts = f"""
+        mount -t tmpfs -o size=200m tmpfs {temporary}
+        export TMPDIR={temporary}
+        {python} scripts/serve.py --detach --weights bundled --workers 1 --port {port} --model-store {store} >&2
+        trap '{python} scripts/stop.py --port {port} >&2' EXIT
+        head -c 300m /dev/zero > {temporary}/filler || true
+        {deploy} 2> {tmp_path}/refused && exit 9
+        {python} scripts/deploy.py --list --port {port} > {tmp_path}/list
+    """
+    result = in_mounts(mounts, "predict.py", str(CHELSEA), "--port", port)
+    assert result.returncode == 0, result.stderr
+    print((tmp_path / "refused").read_text())
+
+
+def test_full_disk_ends_training_with_a_line(tmp_path: Path) -> None:
+    scenes, out = write_scenes(tmp_path / "scenes", per_class=4), tmp_path / "out"
+    out.mkdir()
+    small = ("--growth-rate", "8", "--blocks", "2,2", "--init-features", "16", "--crop", "48", "--batch", "8")
+    train = ("train.py", str(scenes), "--out", str(out), *small, "--epochs", "1")
+    mounts = f"mount -t tmpfs -o size=64k tmpfs {out}; trap 'ls {out} > {tmp_path}/left' EXIT"
+    result = in_mounts(mounts, *train)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert re.fullmatch(r"error: can't write .*: No space left on device; free some space, .*", last), result.stderr
+    assert "part" not in (tmp_path / "left").read_text()
+    mended = command(*train)
+    assert mended.returncode == 0, mended.stderr
 
 
 @contextmanager

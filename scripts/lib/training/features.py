@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from handler.images import decode
 from handler.preprocessing import Preprocessing
 from handler.runtimes import has_bfloat16
 from scripts.lib.console import Progress
+from scripts.lib.model_folder import write_atomically
 from scripts.lib.training.dataset import MAX_PIXELS, Picture
 
 CHUNK = 1024
@@ -124,10 +125,9 @@ def cached_rows(
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write an ``.npz`` file so that a reader sees all of it or nothing."""
-    temporary = path.with_name(f"{os.getpid()}.part")
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    os.replace(temporary, path)
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    write_atomically(path, file.getvalue())
 
 
 def feature_maps(network: DenseNet, images: Iterable[torch.Tensor], progress: Progress) -> Iterator[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from torchvision.models.densenet import DenseNet
 from handler.images import decode
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError, Progress, duration, say
+from scripts.lib.model_folder import write_atomically
 from scripts.lib.training.dataset import MAX_PIXELS, Picture
 from scripts.lib.training.distillation import TeacherMaps
 from scripts.lib.training.features import autocast, autocast_type, batches, maps_and_logits
@@ -208,7 +210,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint; the old one stays until the new one is complete."""
-        part = self.checkpoint.with_suffix(".part")
+        state = io.BytesIO()  # torch itself says of a full disk that a file write failed
         torch.save(
             {
                 "recipe": {**asdict(self.recipe), "train_crop": list(self.recipe.train_crop)},
@@ -222,9 +224,9 @@ class Trainer:
                 "history": self.history,
                 "best": self.best,
             },
-            part,
+            state,
         )
-        os.replace(part, self.checkpoint)
+        write_atomically(self.checkpoint, state.getvalue())
 
     def resume(self) -> None:
         """Go on where the checkpoint says.

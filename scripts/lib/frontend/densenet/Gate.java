@@ -17,6 +17,7 @@ import io.netty.handler.timeout.IdleStateEvent;
 import io.netty.util.ReferenceCountUtil;
 import java.nio.charset.StandardCharsets;
 import java.util.List;
+import java.util.regex.Pattern;
 import org.pytorch.serve.archive.model.ModelVersionNotFoundException;
 import org.pytorch.serve.metrics.IMetric;
 import org.pytorch.serve.metrics.MetricCache;
@@ -36,8 +37,13 @@ final class Gate extends ChannelDuplexHandler {
     /** Tells the front door that this 503 is of a full queue. */
     static final String BUSY = "X-Densenet-Busy";
 
+    private static final Pattern SEPARATOR = Pattern.compile("[/?]");
+
     /** The refused request whose body is being thrown away; null if none is. */
     private HttpRequest refused;
+
+    /** Name and version (or null) of the model that it asks for. */
+    private String[] route;
 
     /** Whether the answer to a refused request leaves its connection open, where TorchServe closes it after an error. */
     private boolean keptOpen;
@@ -52,8 +58,9 @@ final class Gate extends ChannelDuplexHandler {
     public void channelRead(ChannelHandlerContext context, Object message) {
         if (message instanceof HttpRequest) {
             HttpRequest request = (HttpRequest) message;
-            if (due == 0 && isFull(request)) {
-                refused = request;
+            if (due == 0) {
+                route = route(request);
+                refused = isFull(request, route) ? request : null;
             }
             due++;
         }
@@ -71,8 +78,7 @@ final class Gate extends ChannelDuplexHandler {
     }
 
     /** Whether a request asks for a prediction of a model whose queue has no place. */
-    private static boolean isFull(HttpRequest request) {
-        String[] route = route(request);
+    private static boolean isFull(HttpRequest request, String[] route) {
         if (route == null || request.method().equals(HttpMethod.OPTIONS)) {
             return false;
         }
@@ -86,7 +92,7 @@ final class Gate extends ChannelDuplexHandler {
 
     /** Name and version (or null) of the model in /predictions/NAME/VERSION; null if it is another path. */
     private static String[] route(HttpRequest request) {
-        String[] parts = request.uri().split("[/?]", 5);
+        String[] parts = SEPARATOR.split(request.uri(), 5);
         if (parts.length < 3 || !parts[1].equals("predictions")) {
             return null;
         }
@@ -97,7 +103,6 @@ final class Gate extends ChannelDuplexHandler {
     private void refuse(ChannelHandlerContext context) {
         HttpRequest request = refused;
         refused = null;
-        String[] route = route(request);
         IMetric asked = MetricCache.getInstance().getMetricFrontend("ts_inference_requests_total");
         if (asked != null) {
             String version = route[1] == null ? "default" : route[1];
