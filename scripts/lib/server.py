@@ -373,8 +373,8 @@ def server_environment(java_home: Path, folder: Path, temporary: Path) -> dict[s
         "JDK_JAVA_OPTIONS": f'{os.environ.get("JDK_JAVA_OPTIONS", "")} "-javaagent:{AGENT}"'.lstrip(),
         # a thread pool a worker would only wait: the handler sets the threads that the card says
         "OMP_NUM_THREADS": "1",
-        # glibc's, in bytes: what is larger than 1 MB, as a picture's pixels, goes back to the system when it is freed. By
-        # itself the limit rises to 32 MB with the pictures, and each worker keeps twice that.
+        # glibc's, in bytes: what is larger than 1 MB, as a picture's pixels, goes back to the system when it is freed.
+        # By itself the limit rises to 32 MB with the pictures, and each worker keeps twice that.
         "MALLOC_MMAP_THRESHOLD_": str(2**20),
         "MALLOC_TRIM_THRESHOLD_": str(2**22),
     }
