@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -102,6 +104,7 @@ def deploy(server: Server, archive: Path, golden: list[Golden], sha256: str | No
             f"version {version} is registered already; build the archive with another --model-version, "
             f"or end that one with: deploy.py --remove {version}"
         )
+    _check_space(server, archive)
     workers = max(1, old.min_workers)
     started = time.monotonic()
     with _registered(server, archive.name, version):
@@ -112,6 +115,22 @@ def deploy(server: Server, archive: Path, golden: list[Golden], sha256: str | No
         management.set_default(version)
     remember(replace(server, previous=old.version))
     return version
+
+
+def _check_space(server: Server, archive: Path) -> None:
+    """TorchServe says of a full disk that it failed to save the model.
+
+    Raises:
+        CommandError: the archive's content has no place in the server's temporary folder.
+    """
+    with zipfile.ZipFile(archive) as packed:
+        needed = sum(member.file_size for member in packed.infolist())
+    free = shutil.disk_usage(server.temporary).free
+    if free < needed:
+        raise CommandError(
+            f"{archive} needs {needed / 1e6:.0f} MB in {server.temporary}, where the server unpacks it, and there are "
+            f"{free / 1e6:.0f} MB; free some space"
+        )
 
 
 @contextmanager

@@ -46,6 +46,9 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names no file
+        raise
     finally:
         with contextlib.suppress(OSError):  # a read-only disk is told of above
             part.unlink(missing_ok=True)

@@ -208,7 +208,7 @@ def test_full_disk_for_the_logs_changes_no_answer(model_store: Path) -> None:
 
 
 def test_full_disk_deploys_nothing_and_the_old_version_serves(tmp_path: Path) -> None:
-    """TorchServe unpacks an archive into the temporary folder, which has no place for it."""
+    """An archive is unpacked into the temporary folder, which has no place for it."""
     store, temporary, port = tmp_path / "store", tmp_path / "temporary", str(free_ports())
     temporary.mkdir()
     new, python = write_new_version(store), shlex.quote(sys.executable)
@@ -225,7 +225,10 @@ def test_full_disk_deploys_nothing_and_the_old_version_serves(tmp_path: Path) ->
     """
     result = in_mounts(mounts, "predict.py", str(CHELSEA), "--port", port)
     assert result.returncode == 0, result.stderr
-    print((tmp_path / "refused").read_text())
+    assert "new " not in result.stdout
+    refused = (tmp_path / "refused").read_text(encoding="utf-8")
+    assert re.fullmatch(rf"error: {new} needs \d+ MB in {temporary}/.*, and there are 0 MB; free some space\n", refused)
+    assert (tmp_path / "list").read_text(encoding="utf-8").count("\n") == 1
 
 
 def test_full_disk_ends_training_with_a_line(tmp_path: Path) -> None:
