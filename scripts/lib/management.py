@@ -54,6 +54,9 @@ class Management:
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def _call(self, method: str, path: str, timeout: float, **params: Any) -> Any:
+        return self._send(method, path, timeout, **params).json()
+
+    def _send(self, method: str, path: str, timeout: float, **params: Any) -> requests.Response:
         address = f"{self.url}{path}"
         try:
             response = requests.request(method, address, headers=self.headers, params=params, timeout=timeout)
@@ -64,7 +67,7 @@ class Management:
         if not response.ok:
             _, message = error_of(response.text, response.reason)
             raise CommandError(f"{method} {address} was answered with {response.status_code}: {message}")
-        return response.json()
+        return response
 
     def status(self, version: str | None = None) -> ModelStatus:
         """The state of a version of the model, of the default one unless told otherwise, and of its workers.
@@ -98,7 +101,7 @@ class Management:
 
     def rotate_token(self, kind: str) -> None:
         """Replace the token ``kind``, which is ``management`` or ``inference``; it takes the token ``API``."""
-        self._call("GET", "/token", timeout=10, type=kind)
+        self._send("GET", "/token", timeout=10, type=kind)  # what it answers isn't JSON
 
     def card(self, version: str | None = None, timeout: float = 60) -> dict[str, Any]:
         """The model card, as the handler in a worker returns it: the question waits behind the requests in the queue.

@@ -105,9 +105,12 @@ class Server:
 
         Raises:
             NotRunning: it doesn't answer.
-            CommandError: it answers with an error, or its tokens can't be read by this user.
+            CommandError: it answers with an error, wrote no new token, or this user can't read its tokens.
         """
+        old = read_token(self.folder, kind)
         self._management("API").rotate_token(kind)
+        if read_token(self.folder, kind) == old:  # TorchServe's 200 comes all the same
+            raise CommandError(f"TorchServe wrote no new {kind} token to {self.folder / TOKENS}; is the disk full?")
 
     def _management(self, token: str) -> Management:
         url = f"http://{_reachable(self.management_host)}:{self.port + 1}"

@@ -66,13 +66,15 @@ def test_the_kubernetes_guides_own_folder_works(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
     example, component = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "my-cluster").mkdir()
-    (tmp_path / "my-cluster" / "kustomization.yaml").write_text(example + component, encoding="utf-8")
+    own = yaml.safe_load(example) | yaml.safe_load(component)
+    (tmp_path / "my-cluster" / "kustomization.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
     manifests = render(tmp_path / "my-cluster")
     for manifest in manifests:
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
     assert pod_spec(manifests, "densenet")["containers"][0]["image"] == "registry.example.com/densenet:0.1.0"
     ingress = find(manifests, "Ingress", "front-door")["spec"]
-    assert ingress["rules"][0]["host"] in ingress["tls"][0]["hosts"]
+    assert ingress["rules"][0]["host"] == "densenet.example.com"
+    assert ingress["tls"] == [{"secretName": "densenet-tls"}]
     metrics = find(manifests, "HorizontalPodAutoscaler", "densenet")["spec"]["metrics"]
     assert [metric["type"] for metric in metrics] == ["Resource", "Pods"]
 
