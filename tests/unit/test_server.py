@@ -98,6 +98,16 @@ def test_tokens_of_a_server_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert connect(7000, "http://far:1/").url == "http://far:1"
 
 
+def test_a_token_that_was_not_written_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = myself(7000, token=True)
+    remember(server)
+    keys = {"API": {"key": "a"}, "inference": {"key": "i"}}
+    (server.folder / "key_file.json").write_text(json.dumps(keys), encoding="utf-8")
+    monkeypatch.setattr("scripts.lib.management.Management.rotate_token", lambda self, kind: None)
+    with pytest.raises(CommandError, match=r"wrote no new inference token to .*key_file\.json; is the disk full\?"):
+        server.rotate_token("inference")
+
+
 def test_a_second_start_is_refused() -> None:
     remember(myself(7000))
     with pytest.raises(CommandError, match="a server of this project runs on port 7000 already; stop it with"):
