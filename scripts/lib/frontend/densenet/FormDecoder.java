@@ -1,5 +1,9 @@
 package densenet;
 
+import io.netty.buffer.ByteBuf;
+import io.netty.buffer.ByteBufAllocator;
+import io.netty.buffer.UnpooledByteBufAllocator;
+import io.netty.handler.codec.http.FullHttpRequest;
 import io.netty.handler.codec.http.HttpRequest;
 import io.netty.handler.codec.http.multipart.Attribute;
 import io.netty.handler.codec.http.multipart.DefaultHttpDataFactory;
@@ -10,7 +14,7 @@ import io.netty.handler.codec.http.multipart.InterfaceHttpData;
 import java.nio.charset.Charset;
 import org.pytorch.serve.http.BadRequestException;
 
-/** Netty's decoder of forms with a limit of fields, and with 400 instead of 500 for a form that is broken. */
+/** Netty's decoder of forms with a limit of fields, 400 instead of 500 for a form that is broken, and no leak. */
 public final class FormDecoder {
     /** Netty's own default since 4.1.108. A request of this project has at most five. */
     static final int MAX_FIELDS = 128;
@@ -18,22 +22,28 @@ public final class FormDecoder {
     /** What the headers of a field may say of it: its name, its file's name, type and coding. */
     static final int DESCRIPTIONS = 4;
 
+    /** Netty releases neither the fields of a form nor the body of a broken one: from here the collector takes them. */
+    private static final ByteBufAllocator HEAP = new UnpooledByteBufAllocator(false);
+
     private final HttpPostRequestDecoder decoder;
 
     /** Decodes the whole form: TorchServe hands over requests that are complete. */
     public FormDecoder(HttpDataFactory factory, HttpRequest request) {
-        HttpDataFactory limited = new LimitedFactory();
+        FullHttpRequest whole = (FullHttpRequest) request;
         try {
-            decoder = new HttpPostRequestDecoder(limited, request);
+            decoder = new HttpPostRequestDecoder(new LimitedFactory(), whole.replace(onHeap(whole.content())));
         } catch (TooManyFields error) {
-            limited.cleanRequestHttpData(request);
             throw new BadRequestException(
                     "received a form of more than " + MAX_FIELDS + " fields; send the picture as the body, or as one"
                             + " multipart field");
         } catch (RuntimeException error) {
-            limited.cleanRequestHttpData(request);
             throw unreadable();
         }
+    }
+
+    /** A copy whose parts, the fields, are on the heap, too. */
+    private static ByteBuf onHeap(ByteBuf body) {
+        return HEAP.buffer(body.readableBytes()).writeBytes(body.duplicate());
     }
 
     private static BadRequestException unreadable() {
