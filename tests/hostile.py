@@ -176,6 +176,11 @@ def _part(name: str, content: bytes, extra: str = "") -> bytes:
     return f'--b\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n\r\n'.encode() + content + b"\r\n"
 
 
+def form_of(content: bytes) -> bytes:
+    """A form of one field, as ``curl -F`` sends it."""
+    return _part("file", content, '; filename="x"') + b"--b--\r\n"
+
+
 @cache
 def samples() -> tuple[bytes, ...]:
     """Good pictures of every format and mode, and photographs."""
@@ -364,7 +369,7 @@ def _picture(choose: random.Random, kind: str, data: bytes) -> Input:
     """A picture in any of the forms in which one may be sent."""
     form = choose.randrange(8)
     if form == 0:
-        return Input(kind, request(_part("file", data, '; filename="x"') + b"--b--\r\n", MULTIPART))
+        return Input(kind, request(form_of(data), MULTIPART))
     if form == 1:
         return Input(kind, request(json.dumps({"data": base64.b64encode(data).decode()}).encode(), JSON))
     if form == 2:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
+from pathlib import Path
 
 import pytest
 
+from scripts.lib.server import LOG, find_server
 from tests import hostile
-from tests.e2e.conftest import Running
-from tests.fuzzing import fuzz
-from tests.hostile import FORM, MULTIPART, request
+from tests.e2e.conftest import Running, serving
+from tests.fuzzing import GOOD, Hostile, fuzz
+from tests.golden import CHELSEA
+from tests.hostile import FORM, MULTIPART, form_of, inputs, request
 from tests.wire import exchange
 
 TIMEOUT_S = 60
@@ -55,6 +59,29 @@ def test_form_of_many_fields_is_refused_by_the_frontend(server: Running, raw: by
     reply = exchange(server.port, raw, TIMEOUT_S)
     assert (reply.status, reply.is_proper) == (400, True)
     assert message in reply.body
+
+
+LOOK_FOR_LEAKS = "-Dio.netty.leakDetection.level=paranoid -Xmn8m"
+"""Netty logs each of its buffers that Java's collector, which runs every 8 MB here, finds unreleased."""
+
+
+def test_no_request_leaves_a_buffer_behind(model_store: Path) -> None:
+    """Each picture sent as a form once stayed in memory for ever, outside the heap; a broken form with its whole body."""
+    picture = request(form_of(CHELSEA.read_bytes()), MULTIPART)
+    forms = [picture, *(raw for raw, _ in FORMS.values())]
+    with serving(model_store, "--workers", "1", JAVA_TOOL_OPTIONS=LOOK_FOR_LEAKS) as server:
+        for raw in forms:
+            assert exchange(server.port, raw, TIMEOUT_S).status == (200 if raw is picture else 400)
+        sent = Hostile()
+        for one in islice(inputs(seed=1), 500):
+            sent.send(server.port, one)
+        for _ in range(100):  # what they make is collected, and all that was left with it
+            assert exchange(server.port, GOOD, TIMEOUT_S).status == 200
+        running = find_server(server.port)
+        assert running is not None
+        leaks = [line for line in (running.folder / LOG).read_text("utf-8").splitlines() if "LEAK" in line]
+    assert {"multipart", "form-broken", "truncated"} <= set(sent.kinds)
+    assert not leaks, leaks[0]
 
 
 @pytest.mark.parametrize("path", ["*", "predictions"])

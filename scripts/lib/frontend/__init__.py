@@ -2,7 +2,7 @@
 
 TorchServe is archived, so that what is wrong in it is mended here:
 
-* a form may have any number of fields (CVE-2024-29025): ``FormDecoder``
+* a form may have any number of fields (CVE-2024-29025), and what can't be parsed stays in memory: ``FormDecoder``
 * requests wait for ever where no worker can start: ``Waiting``
 * what a dead worker had is answered with 500, 507 or 413, and no 503 has a Retry-After: ``Answers``, ``Gate``
 * a full queue is found out when the whole picture is in memory, and an idle connection stays: ``Gate``
