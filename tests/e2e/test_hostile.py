@@ -66,7 +66,7 @@ LOOK_FOR_LEAKS = "-Dio.netty.leakDetection.level=paranoid -Xmn8m"
 
 
 def test_no_request_leaves_a_buffer_behind(model_store: Path) -> None:
-    """Each picture sent as a form once stayed in memory for ever, outside the heap; a broken form with its whole body."""
+    """Each picture sent as a form once stayed in memory for ever, and each form that can't be parsed."""
     picture = request(form_of(CHELSEA.read_bytes()), MULTIPART)
     forms = [picture, *(raw for raw, _ in FORMS.values())]
     with serving(model_store, "--workers", "1", JAVA_TOOL_OPTIONS=LOOK_FOR_LEAKS) as server:
