@@ -349,7 +349,9 @@ def test_chunks_are_put_together(door: FrontDoor, label: str) -> None:
 def test_what_is_no_http_is_refused(door: FrontDoor) -> None:
     garbage = raw(door, "no such thing\r\n\r\n")
     headers = raw(door, f"GET / HTTP/1.1\r\nHost: x\r\nX-Long: {'a' * 40_000}\r\n\r\n")
-    for answer in (garbage, headers):
+    coding = raw(door, "POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: x\r\n\r\n")  # else 501
+    version = raw(door, "GET / HTTP/9.9\r\nHost: x\r\n\r\n")  # else 505
+    for answer in (garbage, headers, coding, version):
         assert answer.startswith('400 {"code": 400, "type": "InvalidRequest", "message": "received a request that isn')
 
 
