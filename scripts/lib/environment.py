@@ -8,7 +8,8 @@
 The stamp is written last: whatever an interrupted set-up leaves behind has none, and is built again.
 ``.venv`` keeps the Python that made it; delete the folder to change to another one.
 
-What is installed stands in lock files, each file with its SHA-256 (see ``scripts/lock.py``); pip refuses any other.
+What is installed stands in lock files, each file with its SHA-256 (see ``scripts/lock.py``); pip refuses any other,
+and looks for nothing else.
 Without a hash come torch and torchvision from another index than PyPI, and what such builds need beyond the locks.
 
 Environment variables:
@@ -149,6 +150,15 @@ def index_problem(index: str, pins: dict[str, str], timeout_s: float) -> str:
     return answer[0]
 
 
+def from_locks(*locks: Path) -> list[str]:
+    """The arguments by which pip installs what ``locks`` name, with these hashes, and nothing else.
+
+    ``--no-deps``: locks are whole, and pip, asked to look for what their packages need, takes a release newer than the
+    lock for a need with an extra (``coverage[toml]>=7.10`` beside a pinned ``coverage``), then refuses it.
+    """
+    return ["--require-hashes", "--no-deps", *(argument for lock in locks for argument in ("-r", str(lock)))]
+
+
 def base_python() -> str:
     """The Python that makes ``.venv``: this one, or the one behind it if this one is a virtual environment's."""
     if sys.prefix == sys.base_prefix:
@@ -275,7 +285,7 @@ class Environment:
             self._write_stamp(stamp._replace(development=UNFINISHED))
             try:
                 what = "installing the development requirements (about half a minute)"
-                self._pip(what, "--require-hashes", "-r", str(self.development))
+                self._pip(what, *from_locks(self.development))
             except CommandError:
                 self._write_stamp(stamp)  # pip failed on its own, and cleaned up: the next run just tries again
                 raise
@@ -361,11 +371,10 @@ class Environment:
         size = "5.6 GB on Linux, about 2 minutes" if torch == PYPI else "about a minute"
         what = f"installing {self.runtime.name} ({size})"
         if torch == PYPI:
-            self._pip(what, "--require-hashes", "-r", str(self.torch), "-r", str(self.runtime))
+            self._pip(what, *from_locks(self.torch, self.runtime))
         else:
-            # These builds may need what no lock has, such as another CUDA, and it comes without a hash. --no-deps: the
-            # lock is whole, and pip would ask for that at once, with a hash.
-            self._pip(what, "--require-hashes", "--no-deps", "-r", str(self.runtime))
+            # These builds may need what no lock has, such as another CUDA, and it comes without a hash.
+            self._pip(what, *from_locks(self.runtime))
             self._pip("installing what else these builds of torch need", *builds)
         self._step(
             "checking that everything loads",

@@ -1,6 +1,6 @@
 """Lock files: every package that a requirements file leads to, with its version and the SHA-256 of its files.
 
-requirements*.txt (by hand)  →  requirements*.lock (by ``scripts/lock.py``)  →  ``pip install --require-hashes``
+requirements*.txt (by hand)  →  requirements*.lock (by ``scripts/lock.py``)  →  pip (``environment.from_locks``)
 """
 
 from __future__ import annotations

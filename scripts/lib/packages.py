@@ -11,6 +11,7 @@ from pathlib import Path
 from scripts.lib import paths
 from scripts.lib.console import CommandError, say
 from scripts.lib.download import locked
+from scripts.lib.environment import from_locks
 
 
 def optional_packages(lock: Path, what: str) -> Path:
@@ -34,7 +35,7 @@ def optional_packages(lock: Path, what: str) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         command = [
             *(sys.executable, "-m", "pip", "install", "--no-input", "--disable-pip-version-check"),
-            *("--progress-bar=off", "--target", str(part), "--require-hashes", "-r", str(lock)),
+            *("--progress-bar=off", "--target", str(part), *from_locks(lock)),
         ]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode or not part.is_dir():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,12 @@ def test_what_is_tested_is_what_runs() -> None:
     tested = pins(read("requirements-dev.lock"))
     for name in ("requirements.lock", "requirements-int8.lock"):
         assert {package: tested.get(package) for package in pins(read(name))} == pins(read(name))
+
+
+def test_locks_lack_nothing_that_their_packages_need() -> None:
+    """The set-up has pip look for nothing beyond them."""
+    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    assert done.stdout == "No broken requirements found.\n"
 
 
 def test_torch_and_its_cuda_stand_apart() -> None:
