@@ -1,10 +1,26 @@
-"""For all tests: one thread a process, as a worker has; several would only wait for each other."""
+"""For all tests: one thread a process, as a worker has, and no default port."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+from collections.abc import Iterator
 
+import pytest
 import torch
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # several would only wait for each other
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_ports_taken() -> Iterator[None]:
+    """Occupy ports 5000 to 5004, as a server does that the person who tests has started: no test may need them."""
+    with contextlib.ExitStack() as stack:
+        for port in range(5000, 5005):
+            with contextlib.suppress(OSError):  # such a server, or other tests, have it
+                taken = stack.enter_context(socket.socket())
+                taken.bind(("127.0.0.1", port))
+                taken.listen()
+        yield

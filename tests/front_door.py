@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.lib.paths import CONFIG
-from tests.e2e.conftest import free_ports
+from tests.ports import free_ports
 from tests.programs import program, running
 from tests.waiting import wait_until
 

@@ -14,7 +14,7 @@ import requests
 import yaml
 
 from scripts.lib.paths import CONFIG
-from tests.e2e.conftest import free_ports
+from tests.ports import free_ports
 from tests.programs import program, running
 from tests.waiting import wait_until
 

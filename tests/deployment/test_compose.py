@@ -23,9 +23,9 @@ import yaml
 
 from scripts.lib.paths import CONFIG, ROOT
 from tests.deployment.images import Engine
-from tests.e2e.conftest import free_ports
 from tests.front_door import make_certificate
 from tests.golden import CHELSEA
+from tests.ports import free_ports
 from tests.prometheus import panels
 from tests.waiting import wait_until
 

@@ -18,9 +18,9 @@ import requests
 from handler.card import sha256_of
 from scripts.lib.paths import BUNDLED, ROOT
 from tests.deployment.images import IMAGE, Container, Engine
-from tests.e2e.conftest import free_ports
 from tests.golden import CHELSEA, DOG, GOLDEN, Golden
 from tests.load import sending
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 PICTURE = CHELSEA.read_bytes()

@@ -42,11 +42,12 @@ from scripts.lib.server import (
     stop_server,
     wait_until_ready,
 )
-from tests.e2e.conftest import command, free_ports
+from tests.e2e.conftest import command
 from tests.e2e.test_readme import BLOCK, NUMBER, pattern, steps
 from tests.front_door import FrontDoor, copy_configuration, front_door, make_certificate
 from tests.golden import DOG
 from tests.load import PICTURE, load
+from tests.ports import free_ports
 from tests.programs import program
 from tests.versions import NEW_LABEL, write_golden, write_new_version
 from tests.waiting import wait_until

@@ -33,8 +33,8 @@ from tests.deployment.manifests import (
     reaches,
     render,
 )
-from tests.e2e.conftest import free_ports
 from tests.golden import CHELSEA
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 OVERLAYS = ["cpu", "gpu"]

@@ -19,8 +19,9 @@ import yaml
 
 from scripts.lib.paths import ROOT
 from tests.deployment.manifests import KUBERNETES, Manifest, find, pod_spec, render
-from tests.e2e.conftest import Running, free_ports, serving
+from tests.e2e.conftest import Running, serving
 from tests.golden import CHELSEA
+from tests.ports import free_ports
 from tests.programs import program, running
 from tests.prometheus import prometheus
 from tests.waiting import wait_until

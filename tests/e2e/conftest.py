@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scripts.lib.paths import BUNDLED, ROOT
+from tests.ports import free_ports
 
 COMMAND_TIMEOUT_S = 300
 
@@ -30,24 +30,6 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         timeout=COMMAND_TIMEOUT_S,
         check=False,
     )
-
-
-def free_ports(count: int = 5) -> int:
-    """The first of ``count`` free ports in a row; a server takes five."""
-    for first in range(15000 + os.getpid() % 1000 * 10, 60000, 10):
-        sockets = []
-        try:
-            for port in range(first, first + count):
-                probe = socket.socket()
-                sockets.append(probe)
-                probe.bind(("127.0.0.1", port))
-            return first
-        except OSError:
-            continue
-        finally:
-            for probe in sockets:
-                probe.close()
-    raise AssertionError(f"no {count} free ports in a row")
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import requests
 from scripts.lib.management import Management
 from scripts.lib.paths import RUN
 from scripts.lib.server import TOKENS
-from tests.e2e.conftest import Running, command, free_ports, serving
+from tests.e2e.conftest import Running, command, serving
 from tests.golden import CHELSEA
+from tests.ports import free_ports
 from tests.programs import program
 
 TIMEOUT_S = 60

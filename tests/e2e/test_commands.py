@@ -38,9 +38,10 @@ from scripts.lib.server import (
     stop_server,
     wait_until_ready,
 )
-from tests.e2e.conftest import Running, command, free_ports, serving
+from tests.e2e.conftest import Running, command, serving
 from tests.golden import CHELSEA, PACKAGED
 from tests.load import load, sending
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 PICTURE = CHELSEA.read_bytes()
@@ -278,7 +279,7 @@ def test_a_finished_archive_is_served_as_it_is(model_store: Path, tmp_path: Path
         assert (tmp_path / "run" / str(running.port) / "state.json").is_file()
         assert requests.put(running.predictions, data=PICTURE, timeout=60).ok
         assert command("stop.py", "--port", str(running.port), DENSENET_RUN=str(tmp_path / "run")).returncode == 0
-    refused = command("serve.py", "--precision", "float32", DENSENET_WEIGHTS=str(mine))
+    refused = command("serve.py", "--precision", "float32", "--port", str(free_ports()), DENSENET_WEIGHTS=str(mine))
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"error: --precision can't change the finished archive {mine}; give it to build_")
 

@@ -19,9 +19,10 @@ from scripts.lib.management import Management
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.packed import MODEL_CONFIG
 from scripts.lib.paths import BUNDLED
-from tests.e2e.conftest import Running, command, free_ports, serving
+from tests.e2e.conftest import Running, command, serving
 from tests.golden import CHELSEA
 from tests.load import PICTURE, load
+from tests.ports import free_ports
 from tests.versions import NEW_LABEL, write_golden, write_new_version
 
 
@@ -258,7 +259,7 @@ def test_an_archive_that_was_swapped_is_not_served(store: Path, tmp_path: Path) 
 
 
 def test_a_folder_has_no_hash_of_an_archive() -> None:
-    result = command("serve.py", "--weights", "bundled", "--sha256", "0" * 64)
+    result = command("serve.py", "--weights", "bundled", "--sha256", "0" * 64, "--port", str(free_ports()))
     assert result.returncode == 1
     assert result.stderr == ("error: --sha256 is of a finished archive, and --weights bundled is none; leave it out\n")
 

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from scripts.lib.paths import ROOT
-from tests.e2e.conftest import command, free_ports
+from tests.e2e.conftest import command
 from tests.golden import DOG
+from tests.ports import free_ports
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```console\n(?P<text>.*?)```", re.DOTALL)

@@ -34,7 +34,7 @@ from scripts.lib.server import (
     was_stopped,
     worker_error,
 )
-from tests.e2e.conftest import free_ports
+from tests.ports import free_ports
 
 
 @pytest.fixture(autouse=True)
