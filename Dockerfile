@@ -19,7 +19,7 @@ ENV DENSENET_TORCH_INDEX=${TORCH_INDEX} PIP_NO_CACHE_DIR=1
 # The set-up alone first: a change of the code doesn't install anything again.
 COPY requirements.lock requirements-torch.lock ./
 COPY scripts/__init__.py scripts/
-COPY scripts/lib/__init__.py scripts/lib/console.py scripts/lib/environment.py scripts/lib/paths.py scripts/lib/
+COPY scripts/lib/__init__.py scripts/lib/console.py scripts/lib/environment.py scripts/lib/locking.py scripts/lib/paths.py scripts/lib/
 RUN python3 -m scripts.lib.environment \
     # nobody installs anything into an image, and nobody compiles against torch
     && rm -r .venv/lib/python3.11/site-packages/pip .venv/lib/python3.11/site-packages/pip-* \

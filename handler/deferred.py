@@ -3,7 +3,7 @@
 torchvision imports ``torch._dynamo`` (and with it sympy and ``torch.distributed``) for a question that
 ``roi_align`` asks; TorchServe imports captum (and with it matplotlib) for its explanations, and
 OpenVINO's backend of ``torch.compile`` where OpenVINO is installed. A worker here needs none of
-them: half of its imports' time and 175 MB.
+them: half of its imports' time and 175 MB. OpenVINO itself is imported where it computes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ HEAVY = {
     "torch._dynamo.utils": "is_compile_supported",
     "captum.attr": "IntegratedGradients",
     "openvino.torch": "backend",
+    "openvino": "torch",  # `import openvino.torch` imports the package, too
 }
 """Module to the one name that is taken from it."""
 
@@ -31,7 +32,7 @@ def deferred() -> Iterator[None]:
     """
     stand_ins = {}
     for module, name in HEAVY.items():
-        if module.rpartition(".")[0] not in sys.modules:
+        if (module.rpartition(".")[0] or module) not in sys.modules:
             stand_ins[module] = ModuleType(module)
             setattr(stand_ins[module], name, _caller(module, name))
     sys.modules.update(stand_ins)

@@ -42,15 +42,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Build the archive if an input changed."""
     from handler.card import sha256_of
-    from scripts.lib.archive import ensure_archive
+    from scripts.lib.archive import archive_in_use, ensure_archive
     from scripts.lib.precision import Wanted
     from scripts.lib.weights import resolve_weights
 
     model = resolve_weights(args.weights, args.arch)
-    archive, card, built = ensure_archive(model, args.model_store, Wanted.of(args), args.model_version)
+    with archive_in_use(args.model_store, args.model_version):
+        archive, card, built = ensure_archive(model, args.model_store, Wanted.of(args), args.model_version)
+        sha256 = sha256_of(archive)
     size, what = archive.stat().st_size / 1e6, "built" if built else "up to date"
     say(f"{archive}: {what}, {card.name}, {card.num_classes} classes, {card.runtime} {card.precision}, {size:.1f} MB")
-    say(f"SHA-256 {sha256_of(archive)}")
+    say(f"SHA-256 {sha256}")
     return 0
 
 

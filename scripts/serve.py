@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
 
     from scripts.lib.machine import default_workers
     from scripts.lib.server import check_start, start_server, stop_server, wait_until_ready
-    from scripts.lib.serving import announce, stop_on_signals, wait_for_end, warm_up
+    from scripts.lib.serving import announce, check_served, stop_on_signals, wait_for_end, warm_up
 
     stop_on_signals()
     if not args.token and args.management_host not in ("127.0.0.1", "localhost", "::1"):
@@ -73,45 +74,51 @@ def main(args: argparse.Namespace) -> int:
         )
     check_start(args.port, args.host, args.management_host, args.metrics_host)
     home = java_home()
-    archive, card, built = _archive(args)
-    what = f"{card.name}, {card.num_classes} classes, {card.runtime} {card.precision}"
-    say(f"{'built' if built else 'using'} {archive}: {what}")
-    started = time.monotonic()
-    server = start_server(
-        archive.parent,
-        home,
-        args.port,
-        args.host,
-        args.management_host,
-        args.workers or default_workers(),
-        args.token,
-        {"name": card.name, "weights_sha256": card.weights_sha256},
-        metrics_host=args.metrics_host,
-        archive=archive.name,
-    )
-    try:
-        wait_until_ready(server)
-        warm_up(server)
-        announce(server, card, duration(time.monotonic() - started))
-        if args.detach:
-            say(f"it runs in the background; stop it with: python3 scripts/stop.py{_port(args.port)}")
-            return 0
-        say("Ctrl-C stops it")
-        wait_for_end(server)
-    except KeyboardInterrupt:
-        say("stopping …")
-        stop_server(server)
-        if args.detach:
+    with ExitStack() as reading:  # until the server has read the archive, no other command writes it
+        archive, card, built = _archive(args, reading)
+        what = f"{card.name}, {card.num_classes} classes, {card.runtime} {card.precision}"
+        say(f"{'built' if built else 'using'} {archive}: {what}")
+        started = time.monotonic()
+        server = start_server(
+            archive.parent,
+            home,
+            args.port,
+            args.host,
+            args.management_host,
+            args.workers or default_workers(),
+            args.token,
+            {"name": card.name, "weights_sha256": card.weights_sha256},
+            metrics_host=args.metrics_host,
+            archive=archive.name,
+        )
+        try:
+            wait_until_ready(server)
+            check_served(server, card)
+            reading.close()
+            warm_up(server)
+            announce(server, card, duration(time.monotonic() - started))
+            if args.detach:
+                say(f"it runs in the background; stop it with: python3 scripts/stop.py{_port(args.port)}")
+                return 0
+            say("Ctrl-C stops it")
+            wait_for_end(server)
+        except KeyboardInterrupt:
+            say("stopping …")
+            stop_server(server)
+            if args.detach:
+                raise
+            say("stopped")
+        except BaseException:
+            stop_server(server)
             raise
-        say("stopped")
-    except BaseException:
-        stop_server(server)
-        raise
     return 0
 
 
-def _archive(args: argparse.Namespace) -> tuple[Path, ModelCard, bool]:
-    """The archive to serve, its card, and whether it was built now."""
+def _archive(args: argparse.Namespace, reading: ExitStack) -> tuple[Path, ModelCard, bool]:
+    """The archive to serve, its card, and whether it was built now.
+
+    One that commands write stays as it is until ``reading`` ends.
+    """
     if args.weights.endswith(".mar"):
         given = [
             f"--{name}"
@@ -132,10 +139,11 @@ def _archive(args: argparse.Namespace) -> tuple[Path, ModelCard, bool]:
         return archive, packed_card(archive), False
     if args.sha256:
         raise CommandError(f"--sha256 is of a finished archive, and --weights {args.weights} is none; leave it out")
-    from scripts.lib.archive import ensure_archive
+    from scripts.lib.archive import archive_in_use, ensure_archive
     from scripts.lib.precision import Wanted
     from scripts.lib.weights import resolve_weights
 
+    reading.enter_context(archive_in_use(args.model_store))
     return ensure_archive(resolve_weights(args.weights, args.arch), args.model_store, Wanted.of(args))
 
 

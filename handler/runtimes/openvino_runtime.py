@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,12 +15,11 @@ from handler.runtimes import Runtime, converted_sha256, has_bfloat16, usable_pre
 
 
 def import_openvino() -> ModuleType:
-    """OpenVINO, without the package by which it would report its use to Google Analytics.
+    """OpenVINO.
 
     Raises:
         CardError: it isn't installed.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO does without it
     try:
         return importlib.import_module("openvino")
     except ImportError as error:

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from handler.card import CardError, ModelCard, sha256_of
 from handler.network import load_network
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError
+from scripts.lib.download import locked
 from scripts.lib.machine import serving_device
 from scripts.lib.model_folder import LABELS, WEIGHTS, ModelFolder, write_atomically
 from scripts.lib.packed import MANIFEST, MODEL_CONFIG, is_recorded, record
@@ -43,6 +45,14 @@ _DIGEST_NOTE = "densenet-serving inputs sha256:"
 def archive_path(model_store: Path = MODEL_STORE, version: str = VERSION) -> Path:
     """Where the archive of a version lies in a model store: ``densenet.mar`` of the first, ``densenet-2.0.mar``."""
     return model_store / (f"{MODEL_NAME}.mar" if version == VERSION else f"{MODEL_NAME}-{version}.mar")
+
+
+@contextmanager
+def archive_in_use(model_store: Path, version: str = VERSION) -> Iterator[None]:
+    """While it lasts, no other command that asks for it builds or starts a server on the archive of a version."""
+    archive = archive_path(model_store, version)
+    with locked(archive, f"another command builds or starts {archive}; waiting for it"):
+        yield
 
 
 def archive_inputs(model: ModelFolder, card: ModelCard, converted: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -24,6 +24,7 @@ from handler.runtimes import OPENVINO_FILES, OPENVINO_MODEL, Runtime, converted_
 from handler.runtimes.openvino_runtime import import_openvino
 from scripts.lib import paths
 from scripts.lib.console import CommandError, say
+from scripts.lib.download import locked
 from scripts.lib.machine import serving_device, threads_per_worker
 from scripts.lib.model_folder import ModelFolder, json_bytes, write_atomically
 from scripts.lib.packages import optional_packages
@@ -98,12 +99,17 @@ class _WithNormalisation(torch.nn.Module):
 
 
 def _cached(key: object, make: Callable[[Path], dict[str, Any]]) -> Path:
-    """The folder of the cache for ``key``, filled by ``make``; the facts, written last, say that it is whole."""
+    """The folder of the cache for ``key``, filled by ``make``; the facts, written last, say that it is whole.
+
+    Commands that want the same one wait for each other.
+    """
     digest = hashlib.sha256(repr((key, import_openvino().__version__)).encode()).hexdigest()[:16]
     folder = paths.CACHE / "converted" / digest
     if not (folder / FACTS).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FACTS, json_bytes(make(folder)))
+        with locked(folder, "another command is converting the same model; waiting for it"):
+            if not (folder / FACTS).is_file():  # the other command has done it
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / FACTS, json_bytes(make(folder)))
     return folder
 
 
@@ -200,5 +206,4 @@ def _nncf() -> Any:
     """NNCF, installed where it is missing."""
     if importlib.util.find_spec("nncf") is None:
         sys.path.append(str(optional_packages(paths.ROOT / "requirements-int8.lock", "int8")))
-    import_openvino()  # first, so that NNCF doesn't report its use either
     return importlib.import_module("nncf")

@@ -25,11 +25,10 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import requests
-from filelock import FileLock, Timeout
 from urllib3.exceptions import NameResolutionError, ReadTimeoutError
 
 from handler.card import sha256_of
-from scripts.lib import paths
+from scripts.lib import locking, paths
 from scripts.lib.console import CommandError, Progress, say, warn
 
 CHUNK = 16 * 1024
@@ -132,23 +131,16 @@ def locked(target: Path, waiting: str) -> Iterator[None]:
     The lock files lie in the cache, not beside the target: they can't be removed safely, and nobody
     wants to find them in a folder of pictures. A process that dies lets go of its locks.
     """
-    folder = paths.CACHE / "locks"
-    lock = FileLock(folder / f"{hashlib.sha256(os.fsencode(target.resolve())).hexdigest()[:32]}.lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(waiting)
-        lock.acquire()
-    except OSError as error:
-        raise CommandError(
-            f"the cache {paths.CACHE} can't be written to: {error.strerror or error}; "
-            "make it writable, or set DENSENET_CACHE to another folder"
-        ) from error
-    try:
+    name = f"{hashlib.sha256(os.fsencode(target.resolve())).hexdigest()[:32]}.lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locking.locked(paths.CACHE / "locks" / name, lambda: say(waiting)))
+        except OSError as error:
+            raise CommandError(
+                f"the cache {paths.CACHE} can't be written to: {error.strerror or error}; "
+                "make it writable, or set DENSENET_CACHE to another folder"
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
 def _from_any(urls: Sequence[str], part: Path, sha256: str, what: str, seconds: float, instead: str) -> None:

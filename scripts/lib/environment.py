@@ -47,7 +47,8 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from scripts.lib.console import CLEAR, CommandError, complain, duration, is_terminal, tell
-from scripts.lib.paths import ROOT
+from scripts.lib.locking import locked
+from scripts.lib.paths import CACHE, ROOT
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 """Every requirement has a wheel for each of these, and the set-up was tried on them."""
@@ -296,12 +297,8 @@ class Environment:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the lock of this checkout; wait for a command that holds it."""
-        with self.lock.open("a+b") as file:
-            if not _try_lock(file.fileno()):
-                _tell(f"another command is setting up {self.venv}; waiting for it")
-                while not _try_lock(file.fileno()):
-                    time.sleep(0.2)
-            self._lock_fd = file.fileno()
+        with locked(self.lock, lambda: _tell(f"another command is setting up {self.venv}; waiting for it")) as fd:
+            self._lock_fd = fd
             try:
                 yield
             finally:
@@ -463,22 +460,6 @@ class Environment:
         return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-lines:])
 
 
-def _try_lock(fd: int) -> bool:
-    """Take the lock on an open file if nobody holds it; it ends with the last process that has the file open."""
-    try:
-        if sys.platform == "win32":  # pragma: no cover (Windows)
-            import msvcrt
-
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
 def go_on_in(python: Path) -> NoReturn:
     """Continue this command in another Python: same arguments, same options of the interpreter."""
     sys.stdout.flush()
@@ -530,6 +511,7 @@ def run(
     own = ("127.0.0.1", "localhost", "::1")  # no proxy leads to this machine, however HTTP_PROXY is set
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), *own])
+    os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))  # its list of fonts: not anywhere else in the home
     try:
         check_python()
         args = build_parser().parse_args()

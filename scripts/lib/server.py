@@ -2,7 +2,8 @@
 
 Each server has a folder ``.run/<port>/`` with its state, settings, logs and tokens, readable by its
 owner alone, and a temporary folder for TorchServe's unpacked archive and sockets, whose path must
-stay short (a socket's path holds about 100 characters). Stopping removes all but the logs.
+stay short (a socket's path holds about 100 characters). Stopping removes all but the logs, which the
+next start moves to ``.run/<port>.previous/``.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ import psutil
 import requests
 
 from handler.hold import HEADER, PREFIX
-from scripts.lib.console import CommandError, warn
+from scripts.lib.console import CommandError, tell, warn
 from scripts.lib.frontend import AGENT
+from scripts.lib.locking import locked
 from scripts.lib.management import POLL_SECONDS, Management, ModelStatus
 from scripts.lib.model_folder import json_bytes, write_atomically
 from scripts.lib.paths import CONFIG, MODEL_NAME, RUN
@@ -60,6 +62,24 @@ RELEASE_TIMEOUT = 1
 STOPPING = "stopping"
 """File in a server's folder: it is being stopped, and didn't end by itself."""
 _DEATH = "Backend worker process died."
+PASSED_ON = re.compile(
+    # where a user and the system keep things
+    r"HOME|USER|LOGNAME|TZ|LD_(LIBRARY_PATH|PRELOAD)|DYLD_\w+"
+    # Windows doesn't work without
+    r"|SYSTEM(ROOT|DRIVE)|WINDIR|COMSPEC|PATHEXT|USERPROFILE|(LOCAL)?APPDATA|PROGRAMDATA"
+    r"|NUMBER_OF_PROCESSORS|PROCESSOR_\w+"
+    # Java, Python, and the libraries that compute
+    r"|(_JAVA|JDK_JAVA|JAVA_TOOL)_OPTIONS|PYTHON(?!PATH$)\w+|MALLOC_\w+|GLIBC_TUNABLES"
+    r"|(OMP|GOMP|KMP|MKL|OPENBLAS|ATEN|DNNL|ONEDNN|OV|OPENVINO|TORCH|TORCHINDUCTOR|PYTORCH|TRITON)_\w+"
+    r"|(CUDA|CUBLAS|CUDNN|NVIDIA|NCCL)_\w+"
+    # config/log4j2.xml
+    r"|DENSENET_LOG_SIZE",
+    re.IGNORECASE,
+)
+"""Environment variables that TorchServe and its workers get of a command's. A worker decodes what strangers send: what
+other variables hold, such as tokens, keys and passwords, stays away from it."""
+PROGRAMS = Path(__file__).with_name("programs")
+"""Programs that TorchServe runs, for systems that lack them."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +209,17 @@ def read_properties(path: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def java_properties(values: Mapping[str, str]) -> str:
+    """A Java properties file, which Java reads as ISO-8859-1 with escapes (``Properties.load``): in ASCII."""
+
+    def escaped(value: str) -> str:
+        units = value.replace("\\", "\\\\").encode("utf-16-be")
+        numbers = (int.from_bytes(units[i : i + 2], "big") for i in range(0, len(units), 2))
+        return "".join(chr(n) if 32 <= n < 127 else f"\\u{n:04x}" for n in numbers)
+
+    return "".join(f"{key}={escaped(value)}\n" for key, value in values.items())
+
+
 def server_properties(
     port: int, host: str, management_host: str, workers: int, token: bool, metrics_host: str = LOOPBACK
 ) -> dict[str, str]:
@@ -273,37 +304,61 @@ def start_server(
     Raises:
         CommandError: a server runs there already, a port is in use, or Java doesn't start.
     """
-    check_start(port, host, management_host, metrics_host)
     folder = run_folder(port)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)  # it exists where it can't be removed
-    folder.chmod(0o700)
-    properties = server_properties(port, host, management_host, workers, token, metrics_host)
-    temporary = Path(tempfile.mkdtemp(prefix="densenet-"))
-    arguments = ["--model-store", str(model_store.resolve()), "--log-config", str(LOG_CONFIG)]
-    environment = server_environment(java_home, folder, temporary)
-    process, code = launch(folder, temporary, properties, arguments, environment, archive)
-    if process is None:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CommandError(
-            f"TorchServe didn't start (exit code {code}): {last_line(folder / OUTPUT)}; "
-            f"its output is in {folder / OUTPUT}"
-        )
-    server = Server(
-        port,
-        process.pid,
-        started(process),
-        host,
-        management_host,
-        token,
-        workers,
-        str(temporary),
-        dict(model) if model else {},
-        metrics_host,
-        model_store=str(model_store.resolve()),
-    )
-    remember(server)
+    with _locked(port):
+        check_start(port, host, management_host, metrics_host)
+        _remove_traces(port)
+        _put_aside(folder)
+        folder.mkdir(parents=True, exist_ok=True)  # it exists where it can't be moved
+        folder.chmod(0o700)
+        properties = server_properties(port, host, management_host, workers, token, metrics_host)
+        temporary = Path(tempfile.mkdtemp(prefix="densenet-"))
+        process = None
+        try:
+            arguments = ["--model-store", str(model_store.resolve()), "--log-config", str(LOG_CONFIG)]
+            environment = server_environment(java_home, folder, temporary)
+            process, code = launch(folder, temporary, properties, arguments, environment, archive)
+            if process is None:
+                raise CommandError(
+                    f"TorchServe didn't start (exit code {code}): {last_line(folder / OUTPUT)}; "
+                    f"its output is in {folder / OUTPUT}"
+                )
+            server = Server(
+                port,
+                process.pid,
+                started(process),
+                host,
+                management_host,
+                token,
+                workers,
+                str(temporary),
+                dict(model) if model else {},
+                metrics_host,
+                model_store=str(model_store.resolve()),
+            )
+            remember(server)
+        except BaseException:  # a Ctrl-C, too: without the state nothing else finds them
+            if process is not None:
+                end_family(process, timeout=0)
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     return server
+
+
+@contextmanager
+def _locked(port: int) -> Iterator[None]:
+    """Keep other commands away from the state of the server on ``port``."""
+    say_so = f"another command starts or stops a server on port {port}; waiting for it"
+    with locked(RUN / f"{port}.lock", lambda: tell(say_so)):
+        yield
+
+
+def _put_aside(folder: Path) -> None:
+    """Keep the logs of the run before, which may tell why it ended, in place of those of the run before that."""
+    before = folder.with_name(f"{folder.name}.previous")
+    shutil.rmtree(before, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.replace(before)
 
 
 def remember(server: Server) -> None:
@@ -331,15 +386,17 @@ def launch(
 
     Returns:
         Java's process, None if it didn't start; and the launcher's exit code.
+
+    Interrupted, it ends what it started.
     """
     config = folder / "config.properties"
-    config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()), encoding="utf-8")
+    config.write_text(java_properties(properties), encoding="ascii")
     command = [
         *(sys.executable, "-m", "ts.model_server", "--start", "--no-config-snapshots"),
         *("--ts-config", str(config), "--models", f"{MODEL_NAME}={archive}", *arguments),
     ]
     with (folder / OUTPUT).open("wb") as log:
-        launcher = subprocess.run(
+        launcher = psutil.Popen(
             command,
             cwd=folder,
             env=dict(environment),
@@ -347,31 +404,32 @@ def launch(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            check=False,
         )
     try:
-        pid = int((temporary / ".model_server.pid").read_text(encoding="ascii"))
-        return psutil.Process(pid), launcher.returncode
+        code = launcher.wait()
+        return _launched(temporary), code
+    except BaseException:
+        for process in (launcher, _launched(temporary)):  # Java is the launcher's child, then an orphan
+            if process is not None:
+                end_family(process, timeout=0)
+        raise
+
+
+def _launched(temporary: Path) -> psutil.Process | None:
+    """Java's process, as the launcher has written it down; None if it didn't start."""
+    try:
+        return psutil.Process(int((temporary / ".model_server.pid").read_text(encoding="ascii")))
     except (OSError, ValueError, psutil.Error):
-        return None, launcher.returncode
+        return None
 
 
 def server_environment(java_home: Path, folder: Path, temporary: Path) -> dict[str, str]:
-    """The environment of TorchServe and its workers.
+    """The environment of TorchServe and its workers: of this command's, what ``PASSED_ON`` names.
 
     ``PYTHONPATH`` is left out: a worker's modules come from the archive and ``.venv`` alone.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TS_CONFIG_FILE")}
     return {
-        **environment,
-        "JAVA_HOME": str(java_home),
-        # TorchServe runs `python` for its system metrics: this one
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "TMPDIR": str(temporary),
-        "TEMP": str(temporary),
-        "TMP": str(temporary),
-        "LOG_LOCATION": str(folder),
-        "METRICS_LOCATION": str(folder),
+        **base_environment(java_home, folder, temporary),
         # Java reads it; vmargs of config.properties couldn't hold a path with a space
         "JDK_JAVA_OPTIONS": f'{os.environ.get("JDK_JAVA_OPTIONS", "")} "-javaagent:{AGENT}"'.lstrip(),
         # a thread pool a worker would only wait: the handler sets the threads that the card says
@@ -380,6 +438,24 @@ def server_environment(java_home: Path, folder: Path, temporary: Path) -> dict[s
         # By itself the limit rises to 32 MB with the pictures, and each worker keeps twice that.
         "MALLOC_MMAP_THRESHOLD_": str(2**20),
         "MALLOC_TRIM_THRESHOLD_": str(2**22),
+    }
+
+
+def base_environment(java_home: Path, folder: Path, temporary: Path) -> dict[str, str]:
+    """What any TorchServe needs in its environment, without tuning."""
+    # TorchServe runs `python` for its system metrics: this one; and `kill` to end a worker
+    path = [str(Path(sys.executable).parent), os.environ.get("PATH", ""), str(PROGRAMS)]
+    return {
+        **{name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)},
+        "JAVA_HOME": str(java_home),
+        "PATH": os.pathsep.join(filter(None, path)),
+        # Java reads and writes the names of files in the locale's encoding, and with LANG=C knows ASCII alone
+        "LC_ALL": "C.UTF-8",
+        "TMPDIR": str(temporary),
+        "TEMP": str(temporary),
+        "TMP": str(temporary),
+        "LOG_LOCATION": str(folder),
+        "METRICS_LOCATION": str(folder),
     }
 
 
@@ -558,7 +634,18 @@ def _has_clients(server: Server, process: psutil.Process) -> bool:
 
 
 def clean_up(port: int) -> None:
-    """Remove what a dead server on ``port`` left: temporary folder, tokens, settings, state; the logs stay."""
+    """Remove what a dead server on ``port`` left: temporary folder, tokens, settings, state; the logs stay.
+
+    Nothing is done where another one runs there by now.
+    """
+    if not run_folder(port).exists():
+        return
+    with _locked(port):
+        if not find_server(port):
+            _remove_traces(port)
+
+
+def _remove_traces(port: int) -> None:
     folder = run_folder(port)
     try:
         temporary = Path(json.loads((folder / "state.json").read_text(encoding="utf-8"))["temporary"])

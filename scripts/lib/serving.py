@@ -30,6 +30,20 @@ meanwhile; a worker that was killed is back in about 5 s."""
 WATCH_SECONDS = 5.0
 
 
+def check_served(server: Server, card: ModelCard) -> None:
+    """Make sure that what is served is what was meant: between check and start the archive is a file like any other.
+
+    Raises:
+        CommandError: it has another card.
+    """
+    found = server.management.card()
+    if found != card.to_dict():
+        raise CommandError(
+            f"the server serves {found.get('name')!r}, and {card.name!r} is meant: the archive in {server.model_store} "
+            "was replaced meanwhile; start it again, or give each its own --model-store"
+        )
+
+
 def warm_up(server: Server) -> None:
     """Send a few pictures through the whole server, so that a person's first request is as fast as the tenth.
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from handler.card import CardError
-from scripts.lib import environment
+from scripts.lib import environment, locking
 from scripts.lib.console import CommandError
 from scripts.lib.environment import CPU, PYPI, Environment, run
 from tests.wheels import write_wheel
@@ -489,9 +489,9 @@ def test_pip_that_outlives_a_killed_command_keeps_the_lock(fresh: Environment) -
     command.kill()
     command.wait()
     with fresh.lock.open("a+b") as file:
-        assert not environment._try_lock(file.fileno())
+        assert not locking._try_lock(file.fileno())
         os.kill(child, signal.SIGKILL)
-        while not environment._try_lock(file.fileno()):
+        while not locking._try_lock(file.fileno()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -943,7 +943,10 @@ def command(ready: Environment) -> Path:
     """A command in a checkout that has been set up."""
     root = ready.venv.parent
     (root / "scripts" / "lib").mkdir(parents=True)
-    for name in ("__init__.py", "lib/__init__.py", "lib/console.py", "lib/paths.py", "lib/environment.py"):
+    for name in (
+        "__init__.py",
+        *(f"lib/{name}.py" for name in ("__init__", "console", "environment", "locking", "paths")),
+    ):
         shutil.copy(REPOSITORY / "scripts" / name, root / "scripts" / name)
     script = root / "scripts" / "probe.py"
     script.write_text(PROBE)

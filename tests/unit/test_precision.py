@@ -7,7 +7,9 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,20 @@ def test_a_converted_model_that_differs_is_refused(tiny_model: ModelFolder, monk
     monkeypatch.setattr(conversion, "load_runtime", lambda *args: Shifted(genuine(*args)))
     with pytest.raises(CommandError, match=r"logits differ from PyTorch's by 0.01, more than 0.001; build with"):
         convert(tiny_model, "openvino", "float32")
+
+
+def test_two_conversions_at_once_are_one(cache: Path) -> None:
+    """Two commands would write the same files."""
+    made: list[Path] = []
+
+    def make(folder: Path) -> dict[str, int]:
+        made.append(folder)
+        time.sleep(0.5)  # long enough for the other to come
+        return {}
+
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: conversion._cached("the same", make), range(2)))
+    assert made == folders[:1] == folders[1:]
 
 
 def test_the_same_model_converts_to_the_same_files(tiny_model: ModelFolder, cache: Path) -> None:

@@ -25,6 +25,7 @@ from scripts.lib.server import (
     connect,
     drained,
     find_server,
+    java_properties,
     read_properties,
     read_token,
     server_environment,
@@ -155,7 +156,7 @@ def test_stopping_ends_the_whole_family_and_removes_its_traces(tmp_path: Path) -
 
 
 def test_a_stopped_server_did_not_end_by_itself() -> None:
-    server = myself(7000)
+    server = myself(7000, created=started(psutil.Process()) - 1000)  # dead
     remember(server)
     assert not was_stopped(server)
     (server.folder / STOPPING).touch()
@@ -189,6 +190,50 @@ def test_the_workers_modules_come_from_the_archive_alone(monkeypatch: pytest.Mon
     assert "PYTHONPATH" not in environment and "TS_CONFIG_FILE" not in environment
     assert environment["JAVA_HOME"] == "/java"
     assert {environment[name] for name in ("TMPDIR", "TEMP", "TMP")} == {str(tmp_path / "t")}
+
+
+def test_secrets_stay_away_from_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secrets = ("DENSENET_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "HTTPS_PROXY", "PGPASSWORD", "SSH_AUTH_SOCK")
+    needed = ("HOME", "JAVA_TOOL_OPTIONS", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "DENSENET_LOG_SIZE", "MKL_NUM_THREADS")
+    for name in (*secrets, *needed):
+        monkeypatch.setenv(name, "value")
+    environment = server_environment(Path("/java"), tmp_path, tmp_path / "t")
+    assert set(secrets) & set(environment) == set()
+    assert {environment[name] for name in needed} == {"value"}
+
+
+def test_what_a_dead_server_left_is_gone_at_the_next_start(tmp_path: Path) -> None:
+    """Its temporary folder; its logs, which may say why it died, stay for one more start."""
+    port, temporary = free_ports(), tmp_path / "densenet-left"
+    temporary.mkdir()
+    dead = myself(port, created=started(psutil.Process()) - 1000, temporary=str(temporary))
+    remember(dead)
+    (dead.folder / "server.log").write_text("out of memory", encoding="utf-8")
+    (dead.folder / "key_file.json").write_text("{}", encoding="utf-8")
+    for _ in range(2):  # the second has less to move
+        with pytest.raises(CommandError, match="TorchServe didn't start"):
+            start_server(tmp_path, tmp_path / "no-java", port)
+        if _ == 0:
+            previous = dead.folder.with_name(f"{port}.previous")
+            assert [(path.name, path.read_text(encoding="utf-8")) for path in previous.iterdir()] == [
+                ("server.log", "out of memory")
+            ]
+    assert not temporary.exists()
+    assert {path.name for path in previous.iterdir()} == {"output.log"}
+
+
+def test_a_clean_up_leaves_the_next_server_alone() -> None:
+    """Between the end of one and its clean-up another may have been started."""
+    remember(myself(7000))
+    clean_up(7000)
+    assert find_server(7000) == myself(7000)
+
+
+def test_java_reads_the_settings_that_were_written() -> None:
+    """``Properties.load`` takes ISO-8859-1, and a backslash for an escape."""
+    assert java_properties({"a": "plain=1 x", "b": "/jürgen/ユ😀", "c": "C:\\x"}) == (
+        "a=plain=1 x\nb=/j\\u00fcrgen/\\u30e6\\ud83d\\ude00\nc=C:\\\\x\n"
+    )
 
 
 def test_properties_without_comments(tmp_path: Path) -> None:
