@@ -3,7 +3,6 @@ package densenet;
 import io.netty.channel.ChannelHandlerContext;
 import io.netty.handler.codec.http.HttpResponse;
 import io.netty.handler.codec.http.HttpResponseStatus;
-import org.pytorch.serve.http.ServiceUnavailableException;
 import org.pytorch.serve.util.NettyUtils;
 
 /** How a request is answered that went to a worker: TorchServe's way, but for what is worth another try. */
@@ -13,17 +12,12 @@ public final class Answers {
     /** See NettyUtils. TorchServe says 500, 413 or 507 where the worker died. */
     public static void sendError(ChannelHandlerContext context, HttpResponseStatus status, Throwable error) {
         if ("Worker died.".equals(error.getMessage())) {
-            unavailable(context, "the worker died with this request; try again in a second");
+            NettyUtils.sendError(context, HttpResponseStatus.SERVICE_UNAVAILABLE, new WorkerDied());
         } else if (status.equals(HttpResponseStatus.SERVICE_UNAVAILABLE)) {
-            unavailable(context, error.getMessage());
+            NettyUtils.sendError(context, status, new ServiceUnavailableException(error.getMessage()));
         } else {
             NettyUtils.sendError(context, status, error);
         }
-    }
-
-    private static void unavailable(ChannelHandlerContext context, String message) {
-        NettyUtils.sendError(
-                context, HttpResponseStatus.SERVICE_UNAVAILABLE, new ServiceUnavailableException(message));
     }
 
     /** See NettyUtils. */

@@ -13,13 +13,18 @@ import java.util.Map;
 /**
  * Java agent that puts this package's classes into TorchServe 0.12's frontend, each in the place of one of Netty
  * 4.1.53's, Java's or TorchServe's: {@link FormDecoder}, {@link PathDecoder}, {@link RequestAggregator}, {@link
- * StoredArchive}, {@link ModelDescription}, {@link Answers} and {@link ServiceUnavailableException} say what for.
+ * StoredArchive}, {@link ModelDescription}, {@link Answers}, {@link GrpcJob} and {@link ServiceUnavailableException} say what
+ * for.
  *
  * <p>It writes their names anew in the constant pools of the classes that use them, as they are loaded. Nothing else
  * changes: ours have the constructors and the methods that are called there.
  */
 public final class FrontendAgent implements ClassFileTransformer {
     private static final String TORCHSERVE = "org/pytorch/serve/";
+
+    private static final String GRPC_JOB = TORCHSERVE + "job/GRPCJob";
+
+    private static final String OUR_GRPC_JOB = "densenet/GrpcJob";
 
     /** The class that is changed, to ours by the names that are replaced in it. */
     private static final Map<String, Map<String, String>> CHANGED =
@@ -43,7 +48,15 @@ public final class FrontendAgent implements ClassFileTransformer {
                     TORCHSERVE + "util/ApiUtils",
                     Map.of(
                             TORCHSERVE + "http/ServiceUnavailableException",
-                            "densenet/ServiceUnavailableException"));
+                            "densenet/ServiceUnavailableException"),
+                    // StreamPredictions gets the prediction as a stream of one; StreamPredictions2, whose answers may come
+                    // after its end, isn't found, which is UNIMPLEMENTED
+                    TORCHSERVE + "grpcimpl/InferenceImpl",
+                    Map.of(GRPC_JOB, OUR_GRPC_JOB, "STREAMPREDICT", "PREDICT", "streamPredictions2", "unimplemented"),
+                    TORCHSERVE + "grpcimpl/OpenInferenceProtocolImpl",
+                    Map.of(GRPC_JOB, OUR_GRPC_JOB),
+                    TORCHSERVE + "grpcimpl/ManagementImpl",
+                    Map.of(GRPC_JOB, OUR_GRPC_JOB));
 
     /** What the JVM calls before TorchServe's main. */
     public static void premain(String arguments, Instrumentation instrumentation) {

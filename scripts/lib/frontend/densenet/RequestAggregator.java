@@ -28,4 +28,13 @@ public final class RequestAggregator extends HttpObjectAggregator {
                 .addBefore(context.name(), "idle", new IdleStateHandler(0, 0, IDLE_SECONDS))
                 .addBefore(context.name(), "gate", new Gate());
     }
+
+    /** Gives up the request that is arriving. */
+    void forget(ChannelHandlerContext context) {
+        try {
+            handlerRemoved(context); // Netty's only way to it
+        } catch (Exception error) {
+            throw new IllegalStateException(error);
+        }
+    }
 }

@@ -1,8 +1,7 @@
 package densenet;
 
 import io.netty.handler.codec.http.HttpResponseStatus;
-import java.lang.reflect.Field;
-import java.util.Deque;
+import java.util.IdentityHashMap;
 import java.util.Map;
 import java.util.WeakHashMap;
 import java.util.concurrent.Executors;
@@ -14,77 +13,87 @@ import org.pytorch.serve.wlm.ModelVersionedRefs;
 import org.pytorch.serve.wlm.WorkerState;
 
 /**
- * The requests that wait while a model has no READY worker: TorchServe itself leaves them without an answer until it
- * has one again, for ever if need be.
+ * The requests that wait for a worker. Those that nobody waits for any more are dropped. Those that wait for too long,
+ * for a READY worker or in a long queue, are refused: TorchServe itself leaves them without an answer, for ever if need
+ * be.
  */
 final class Waiting implements Runnable {
-    /** Seconds for which a request waits for a worker: a killed one is back by then. */
+    /** Seconds for which a request waits for a READY worker: a killed one is back by then. */
     static final int PATIENCE_SECONDS = 10;
+
+    /** Seconds for which a request waits for its turn, each time that it is put into the queue. */
+    static final int QUEUE_SECONDS = 10;
 
     /** Header of a client that waits for so many seconds only; the front door, which may have another host. */
     static final String PATIENCE = "X-Densenet-Patience";
 
     private static final int POLL_MILLISECONDS = 200;
 
-    private static final String MESSAGE = "no worker is READY; try again in a second";
+    private static final String NOT_READY = "no worker is READY; try again in a second";
+
+    /** What a client that is gone would be told; for the access log and the counters. */
+    private static final int CLIENT_GONE = 499;
 
     /** When each model was last seen with a READY worker, or first without. Monotonic nanoseconds. */
     private final Map<Model, Long> ready = new WeakHashMap<>();
 
-    private final Field queues;
-
-    private Waiting() throws NoSuchFieldException {
-        queues = Model.class.getDeclaredField("jobsDb");
-        queues.setAccessible(true);
-    }
+    /** When each request was first seen in its queue, by the look before. Monotonic nanoseconds. */
+    private Map<Job, Long> seen = new IdentityHashMap<>();
 
     /** Looks after them from now on. */
     static void start() {
-        try {
-            Executors.newSingleThreadScheduledExecutor(
-                            task -> {
-                                Thread thread = new Thread(task, "waiting");
-                                thread.setDaemon(true);
-                                return thread;
-                            })
-                    .scheduleWithFixedDelay(new Waiting(), 0, POLL_MILLISECONDS, TimeUnit.MILLISECONDS);
-        } catch (NoSuchFieldException error) {
-            throw new IllegalStateException("this isn't TorchServe 0.12", error);
-        }
+        Executors.newSingleThreadScheduledExecutor(
+                        task -> {
+                            Thread thread = new Thread(task, "waiting");
+                            thread.setDaemon(true);
+                            return thread;
+                        })
+                .scheduleWithFixedDelay(new Waiting(), 0, POLL_MILLISECONDS, TimeUnit.MILLISECONDS);
     }
 
     @Override
     public void run() {
+        Map<Job, Long> before = seen;
+        seen = new IdentityHashMap<>();
         for (Map.Entry<String, ModelVersionedRefs> versions : ModelManager.getInstance().getAllModels()) {
             for (Map.Entry<String, Model> version : versions.getValue().getAllVersions()) {
                 try {
-                    lookAfter(version.getValue());
-                } catch (ReflectiveOperationException | RuntimeException error) { // a list of workers that just changed
+                    lookAfter(version.getValue(), before);
+                } catch (RuntimeException error) { // a list of workers that just changed
                     continue; // in a moment, again
                 }
             }
         }
     }
 
-    private void lookAfter(Model model) throws ReflectiveOperationException {
+    private void lookAfter(Model model, Map<Job, Long> before) {
         long now = System.nanoTime();
         boolean served =
                 ModelManager.getInstance().getWorkers(model.getModelVersionName()).stream()
                         .anyMatch(worker -> worker.getState() == WorkerState.WORKER_MODEL_LOADED);
         if (served) {
             ready.put(model, now);
-            return;
         }
-        long seconds = TimeUnit.NANOSECONDS.toSeconds(now - ready.computeIfAbsent(model, key -> now));
-        Deque<Job> queue = queue(model);
-        if (queue != null) {
-            queue.removeIf(job -> seconds >= patience(job) && refused(job));
+        long unserved = now - ready.computeIfAbsent(model, key -> now);
+        for (Job job : Bodies.queue(model)) {
+            long waited = now - before.getOrDefault(job, now);
+            if (!job.isOpen()) {
+                drop(model, job, CLIENT_GONE, "nobody waits for the answer");
+            } else if (!served && unserved >= TimeUnit.SECONDS.toNanos(patience(job))) {
+                drop(model, job, HttpResponseStatus.SERVICE_UNAVAILABLE.code(), NOT_READY);
+            } else if (served && waited >= TimeUnit.SECONDS.toNanos(QUEUE_SECONDS)) {
+                drop(model, job, HttpResponseStatus.SERVICE_UNAVAILABLE.code(), ServiceUnavailableException.AGE);
+            } else {
+                seen.put(job, now - waited);
+            }
         }
     }
 
-    @SuppressWarnings("unchecked")
-    private Deque<Job> queue(Model model) throws ReflectiveOperationException {
-        return (Deque<Job>) ((Map<String, ?>) queues.get(model)).get(Model.DEFAULT_DATA_QUEUE);
+    /** Answers a request, unless a worker has just taken it. */
+    private static void drop(Model model, Job job, int status, String message) {
+        if (Bodies.queue(model).remove(job)) {
+            job.sendError(status, message);
+        }
     }
 
     private static int patience(Job job) {
@@ -98,10 +107,5 @@ final class Waiting implements Runnable {
             }
         }
         return PATIENCE_SECONDS;
-    }
-
-    private static boolean refused(Job job) {
-        job.sendError(HttpResponseStatus.SERVICE_UNAVAILABLE.code(), MESSAGE);
-        return true;
     }
 }
