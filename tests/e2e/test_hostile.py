@@ -14,6 +14,7 @@ from tests.e2e.conftest import Running, serving
 from tests.fuzzing import GOOD, Hostile, fuzz
 from tests.golden import CHELSEA
 from tests.hostile import FORM, MULTIPART, form_of, inputs, request
+from tests.processes import server_processes
 from tests.wire import exchange
 
 TIMEOUT_S = 60
@@ -82,6 +83,21 @@ def test_no_request_leaves_a_buffer_behind(model_store: Path) -> None:
         leaks = [line for line in (running.folder / LOG).read_text("utf-8").splitlines() if "LEAK" in line]
     assert {"multipart", "form-broken", "truncated"} <= set(sent.kinds)
     assert not leaks, leaks[0]
+
+
+@pytest.mark.parametrize("path", ["/predictions/densenet", "/v2/models/densenet/infer", "/invocations"])
+def test_a_text_that_cannot_be_encoded_ends_no_worker(server: Running, path: str) -> None:
+    """It once came back in the answer, which TorchServe encodes where an error ends the worker."""
+    before = set(server_processes(server))
+    for body in (
+        rb'{"id":"\ud800","inputs":0}',
+        rb'{"\ud800":1}',
+        rb'{"instances":[],"\ud800":1}',
+        rb'{"data":"\ud800"}',
+    ):
+        reply = exchange(server.port, request(body, hostile.JSON, path=path), TIMEOUT_S)
+        assert (reply.status, reply.is_proper) == (400, True), reply.body
+    assert {name for name in before if name.startswith("worker")} <= set(server_processes(server))
 
 
 @pytest.mark.parametrize("path", ["*", "predictions"])
