@@ -31,7 +31,7 @@ REFUSED = frozenset(
         "INTERNAL",  # what TorchServe says of most of a client's errors
     }
 )
-"""Statuses that blame the client. Others say that something has died (UNAVAILABLE), fails (UNKNOWN) or hangs."""
+"""Statuses that blame the client. Others say that something has died (UNAVAILABLE), or hangs."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,13 @@ class Outcome:
 
     @property
     def is_proper(self) -> bool:
-        """Served, or refused with the client's fault; an answer within that is a 5xx isn't."""
-        return self.status in REFUSED or (self.status == "OK" and all(map(_is_no_fault, self.answers)))
+        """Served, or refused with the client's fault; an answer within that is a 5xx isn't.
+
+        grpc-java says UNKNOWN, and nothing more, of bytes that are no message.
+        """
+        if self.status == "OK":
+            return all(map(_is_no_fault, self.answers))
+        return self.status in REFUSED or (self.status == "UNKNOWN" and not self.details)
 
 
 def _is_no_fault(answer: bytes) -> bool:
