@@ -203,6 +203,9 @@ def check_labels(labels: Mapping[str, str], card: ModelCard) -> list[str]:
     bad = [index for index, label in labels.items() if not isinstance(label, str) or not label.strip()]
     if bad:
         raise CardError(f"the labels don't fit the card: index {bad[0]} has no label")
+    halves = [index for index, label in labels.items() if re.search("[\ud800-\udfff]", label)]
+    if halves:
+        raise CardError(f"the labels don't fit the card: index {halves[0]} has a lone surrogate, which can't be sent")
     return [labels[str(index)] for index in range(card.num_classes)]
 
 

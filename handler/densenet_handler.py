@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from PIL import Image
 
 from handler.card import CardError, ModelCard, check_labels
 from handler.deferred import deferred
-from handler.errors import RequestError
+from handler.errors import InternalServerException, RequestError, printable
 from handler.explanation import Explainer, ExplanationRequest
 from handler.hold import requested_hold, wait_for_release
 from handler.isolation import IsolatedReader
@@ -50,6 +51,8 @@ with deferred():
 logger = logging.getLogger(__name__)
 
 WARM_UP_RUNS = 3
+FRAMES = 10
+"""Of the traceback of a request that failed, from its end, that are logged."""
 NOISE = ("Failed json decoding", "Failed utf-8 decoding")
 """What TorchServe logs, with a traceback of 30 lines, of each body that isn't the JSON or text that it is called."""
 
@@ -121,12 +124,12 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         """The model card, for ``GET /models/densenet?customized=true`` of the management API."""
         return self.card.to_dict()
 
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str | bytes]:
-        """TorchServe's, with the time since the front door and failures reported."""
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
+        """TorchServe's, with the time since the front door and failures reported; each body as bytes, encoded here."""
         headers = context.get_all_request_header(0)
         queued = seconds_since_start(headers, time.time())
         try:
-            answers: list[str | bytes] = super().handle(data, context)
+            answers: list[bytes] = super().handle(data, context)
         except Exception as error:
             # TorchServe answers the whole batch so (ts.service)
             self.metrics.count_answer(507 if isinstance(error, MemoryError) else 503, FAILED, len(data))
@@ -166,7 +169,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         with self.metrics.stage("inference"):
             return self.runtime.logits(data)  # (P, classes)
 
-    def postprocess(self, data: npt.NDArray[np.float32]) -> list[str | bytes]:
+    def postprocess(self, data: npt.NDArray[np.float32]) -> list[bytes]:
         """One answer a request, with its own status and content type.
 
         Args:
@@ -176,23 +179,45 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         served: list[list[Prediction]] = []
         start = 0
         for index, payload in enumerate(self._payloads):
-            accept = header(self._headers(index), "accept")
-            if isinstance(payload, Response):
-                response = payload
-            elif isinstance(payload, ExplanationRequest):
-                response = self.explainer.respond(payload, accept)
-            else:
+            logits = data[:0]  # (0, classes)
+            if isinstance(payload, Payload):
                 logits = data[start : start + len(payload.pictures)]  # (pictures, classes)
                 start += len(payload.pictures)
-                predictions = top_predictions(logits, self.labels, payload.topk or self.topk, self.card.temperature)
-                served += predictions
-                if isinstance(payload, InferPayload):
-                    response = infer_response(payload, self.served, predictions)
-                else:
-                    response = prediction_response(predictions, accept, payload.topk is not None, payload.instances)
+            try:
+                response, predictions = self._respond(payload, logits, header(self._headers(index), "accept"))
+            except Exception as error:
+                response = self._failure(error, {"id": payload.id} if isinstance(payload, InferPayload) else None)
+                predictions = []
+            served += predictions
             answers.append(self._answer(index, response))
         self.metrics.observe_predictions(served)
         return answers
+
+    def _respond(
+        self, payload: Payload | ExplanationRequest | Response, logits: npt.NDArray[np.float32], accept: str
+    ) -> tuple[Response, list[list[Prediction]]]:
+        """The answer of one request, and what it says of each picture; logits (pictures, classes)."""
+        if isinstance(payload, Response):
+            return payload, []
+        if isinstance(payload, ExplanationRequest):
+            return self.explainer.respond(payload, accept), []
+        predictions = top_predictions(logits, self.labels, payload.topk or self.topk, self.card.temperature)
+        if isinstance(payload, InferPayload):
+            return infer_response(payload, self.served, predictions), predictions
+        return prediction_response(predictions, accept, payload.topk is not None, payload.instances), predictions
+
+    def _failure(self, error: Exception, infer: Mapping[str, Any] | None) -> Response:
+        """The answer of a request that failed; what isn't the client's fault is logged.
+
+        Args:
+            error: what was raised.
+            infer: the request's JSON, where it is of the Open Inference Protocol.
+        """
+        if not isinstance(error, RequestError):
+            frames = "".join(traceback.format_tb(error.__traceback__, -FRAMES))
+            logger.error("a request failed: %s\n%s", printable(repr(error)), frames)
+            error = InternalServerException("the server failed with this request; its log says why")
+        return infer_error_response(error, infer.get("id"), self.served) if infer else error_response(error)
 
     def _is_explain(self) -> bool:
         """Never for a whole batch: TorchServe asks the first request, this handler each one."""
@@ -209,7 +234,10 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
     def _read(
         self, row: dict[str, Any], index: int
     ) -> tuple[Payload | ExplanationRequest | Response, list[npt.NDArray[np.uint8]]]:
-        """What a request asks for, or its answer where that is known, and its pictures for the network."""
+        """What a request asks for, or its answer where that is known, and its pictures for the network.
+
+        Whatever is raised becomes the answer of this one request.
+        """
         headers = self._headers(index)
         infer = None
         try:
@@ -231,12 +259,10 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
                 views = _decode(payload, self.explainer.read)
                 return ExplanationRequest(payload.explanation, views, payload.instances), []
             return payload, _decode(payload, self.image_processing)
-        except RequestError as error:
-            if infer:
-                return infer_error_response(error, infer[0].get("id"), self.served), []
-            return error_response(error), []
+        except Exception as error:
+            return self._failure(error, infer[0] if infer else None), []
 
-    def _answer(self, index: int, response: Response) -> str | bytes:
+    def _answer(self, index: int, response: Response) -> bytes:
         self.context.set_response_status(response.status, response.phrase, index)
         self.context.set_response_content_type(index, response.content_type)
         for name, value in response.headers.items():

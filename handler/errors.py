@@ -1,21 +1,34 @@
 """What can be wrong with a request: small classes, each with its HTTP status.
 
 The handler turns a :class:`RequestError` into the answer of that one request, in TorchServe's own
-error form; every other exception is a fault of the server.
+error form; every other exception becomes an :class:`InternalServerException`.
 """
 
 from __future__ import annotations
+
+import reprlib
+
+MAX_MESSAGE = 1000
+"""Characters of a message at most; the longest of this package have 600."""
+_QUOTES = reprlib.Repr()
+_QUOTES.maxstring = _QUOTES.maxother = 100
+_QUOTES.maxlong = 40
+_QUOTES.maxlevel = 2
 
 
 class RequestError(Exception):
     """A request that can't be served because of what was sent.
 
     ``status`` and ``phrase`` are the HTTP status line; ``type`` names the error for programs; the
-    message says what was received and what is accepted.
+    message says what was received and what is accepted. It may hold what a client sent: it is made
+    printable, and cut.
     """
 
     status = 400
     phrase = "Bad Request"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
     @property
     def type(self) -> str:
@@ -58,3 +71,24 @@ class TooManyInstances(RequestError):
 
     status = 413
     phrase = "Payload Too Large"
+
+
+class InternalServerException(RequestError):
+    """A fault of the server that concerns one request; TorchServe's name for it."""
+
+    status = 500
+    phrase = "Internal Server Error"
+
+
+def printable(text: str) -> str:
+    """``text`` with an escape for each character that isn't printable, MAX_MESSAGE characters of it at most.
+
+    What is left can be encoded, is one line, and commands no terminal.
+    """
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: MAX_MESSAGE + 1])
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+
+
+def quoted(value: object) -> str:
+    """A client's value for a message: as Python writes it, but for the middle of what is long, or deep inside."""
+    return _QUOTES.repr(value)

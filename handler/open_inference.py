@@ -20,18 +20,21 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from handler.errors import ImageTooLarge, InvalidParameter, InvalidRequest, RequestError, TooManyInstances
+from handler.errors import ImageTooLarge, InvalidParameter, InvalidRequest, RequestError, TooManyInstances, quoted
 from handler.payload import Payload, header, text_of, topk_of
 from handler.responses import JSON, Response, json_text
 from handler.topk import Prediction
 
 LENGTH_HEADER = "inference-header-content-length"
 """How many bytes of a body are JSON, where the contents of tensors follow."""
+MAX_ID = 1000
+"""Characters of a request's ``id``, which comes back in the answer."""
 OUTPUTS = {"label": "BYTES", "index": "INT32", "probability": "FP32"}
 ACCEPTED = (
     "accepted is one input: 'image', BYTES of shape [N], picture files (in JSON as base64), or 'pixels', UINT8 of "
@@ -84,7 +87,7 @@ def infer_body(row: Mapping[str, Any], headers: Mapping[str, Any]) -> tuple[Mapp
 def _split_body(body: bytes, length: str) -> tuple[Any, bytes]:
     if not length.isdecimal() or len(length) > 9 or int(length) > len(body):
         raise InvalidRequest(
-            f"received Inference-Header-Content-Length: {length[:20]}, expected how many of the body's {len(body)} "
+            f"received Inference-Header-Content-Length: {quoted(length)}, expected how many of the body's {len(body)} "
             "bytes are JSON"
         )
     try:
@@ -110,8 +113,10 @@ def parse_infer(
         TooManyInstances, ImageTooLarge: more than the limits allow.
     """
     identity = data.get("id")
-    if identity is not None and not isinstance(identity, str):
-        raise InvalidRequest(f"received {type(identity).__name__} as 'id', expected a string")
+    if identity is not None and not _is_id(identity):
+        raise InvalidRequest(
+            f"received {quoted(identity)} as 'id', expected a string of at most {MAX_ID} printable characters"
+        )
     parameters = _object(data.get("parameters"), "'parameters'")
     topk = topk_of(parameters["topk"], num_classes) if "topk" in parameters else None
     inputs = data.get("inputs")
@@ -144,12 +149,11 @@ def infer_response(request: InferPayload, model: Model, pictures: Sequence[Seque
             tensor["data"] = column
         tensors.append(tensor)
     head = {"model_name": model.name, "model_version": model.version, "outputs": tensors}
-    text = json.dumps(head if request.id is None else {"id": request.id, **head}, ensure_ascii=False)
+    text = json_text(head if request.id is None else {"id": request.id, **head})
     if not blobs:
-        return Response(200, "OK", JSON, text + "\n")
-    head_bytes = text.encode()
-    headers = {"Inference-Header-Content-Length": str(len(head_bytes))}
-    return Response(200, "OK", "application/octet-stream", head_bytes + b"".join(blobs), headers=headers)
+        return Response(200, "OK", JSON, text)
+    headers = {"Inference-Header-Content-Length": str(len(text))}
+    return Response(200, "OK", "application/octet-stream", text + b"".join(blobs), headers=headers)
 
 
 def infer_error_response(error: RequestError, identity: object, model: Model) -> Response:
@@ -159,7 +163,7 @@ def infer_error_response(error: RequestError, identity: object, model: Model) ->
     all four are there, and an output ``error`` says what is wrong.
     """
     outputs = [{"name": "error", "datatype": "BYTES", "shape": [1], "data": [str(error)]}]
-    names = {"id": identity if isinstance(identity, str) else "", "model_name": model.name}
+    names = {"id": identity if _is_id(identity) else "", "model_name": model.name}
     rest = {"model_version": model.version, "outputs": outputs}
     body = {**error.to_dict(), "error": str(error), **names, **rest}
     return Response(error.status, error.phrase, JSON, json_text(body), outcome=error.type)
@@ -182,12 +186,12 @@ def about_response(row: Mapping[str, Any], model: Model, platform: str) -> Respo
     """
     extra = sorted(name for name in row if name not in ("about", "model_name") and (name != "body" or row[name]))
     if extra:
-        raise InvalidRequest(f"received 'about' together with {extra[0][:100]!r}; send one or the other")
+        raise InvalidRequest(f"received 'about' together with {quoted(extra[0])}; send one or the other")
     text = text_of(row["about"])
     if text == "ready":
         return Response(200, "OK", JSON, json_text({"name": model.name, "ready": True}))
     if text != "metadata":
-        raise InvalidParameter(f"received about={str(text)[:100]!r}; accepted are 'metadata' and 'ready'")
+        raise InvalidParameter(f"received about={quoted(text)}; accepted are 'metadata' and 'ready'")
     data = {
         "name": model.name,
         "versions": [model.version],
@@ -205,7 +209,7 @@ def _pictures(tensor: Mapping[str, Any], contents: bytes, max_instances: int, ma
     kind = (tensor.get("name"), tensor.get("datatype"))
     shape: Any = tensor.get("shape")
     if kind not in (("image", "BYTES"), ("pixels", "UINT8")) or not _is_shape(shape, 1 if kind[0] == "image" else 4):
-        shown = f"{tensor.get('name')!r:.50}, {tensor.get('datatype')!r:.20} of shape {shape!r:.50}"
+        shown = f"{quoted(tensor.get('name'))}, {quoted(tensor.get('datatype'))} of shape {quoted(shape)}"
         raise InvalidRequest(f"received the input {shown}; {ACCEPTED}")
     count = shape[0]
     if count > max_instances:
@@ -215,16 +219,17 @@ def _pictures(tensor: Mapping[str, Any], contents: bytes, max_instances: int, ma
     size = _object(tensor.get("parameters"), "the input's 'parameters'").get("binary_data_size")
     if size is not None and size != len(contents):
         raise InvalidRequest(
-            f"received binary_data_size {size!r:.20} and {len(contents)} bytes behind the JSON; they must be the same"
+            f"received binary_data_size {quoted(size)} and {len(contents)} bytes behind the JSON; they must be the same"
         )
     if kind[0] == "image":
-        elements = _split_elements(contents) if size is not None else _from_base64(tensor.get("data"))
-        if len(elements) != count:
+        elements: Any = _split_elements(contents, count) if size is not None else tensor.get("data")
+        if isinstance(elements, list) and len(elements) != count:  # before any is decoded
             raise InvalidRequest(
                 f"received {len(elements)} elements in 'image', whose shape says {count} (TorchServe's gRPC drops "
                 "raw_input_contents; send contents.bytes_contents)"
             )
-        return elements
+        pictures: list[bytes] = elements if size is not None else _from_base64(elements)
+        return pictures
     height, width, channels = shape[1:]
     if channels != 3:
         raise InvalidRequest(f"received pixels of {channels} channels, expected 3, RGB; {ACCEPTED}")
@@ -243,6 +248,11 @@ def _is_shape(shape: Any, dimensions: int) -> bool:
         and len(shape) == dimensions
         and all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= 10**6 for n in shape)
     )
+
+
+def _is_id(identity: object) -> bool:
+    """Whether it may come back: it can be encoded, and its length is bounded."""
+    return isinstance(identity, str) and len(identity) <= MAX_ID and identity.isprintable()
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
@@ -269,10 +279,11 @@ def _from_base64(data: Any) -> list[bytes]:
         raise InvalidRequest(f"received data of 'image' that isn't base64 ({error}); encode the pictures") from None
 
 
-def _split_elements(contents: bytes) -> list[bytes]:
-    """The elements of a BYTES tensor: each behind its length, 4 bytes, little-endian."""
-    elements, at = [], 0
-    while at < len(contents):
+def _split_elements(contents: bytes, count: int) -> list[bytes]:
+    """The elements of a BYTES tensor, one more than ``count`` at most: each behind 4 bytes of length, little-endian."""
+    elements: list[bytes] = []
+    at = 0
+    while at < len(contents) and len(elements) <= count:
         end = at + 4 + int.from_bytes(contents[at : at + 4], "little")
         if end > len(contents) or at + 4 > len(contents):
             raise InvalidRequest("received a BYTES tensor that is cut off; each element goes behind 4 bytes of length")
@@ -282,14 +293,21 @@ def _split_elements(contents: bytes) -> list[bytes]:
 
 
 def _to_uint8(data: Any) -> np.ndarray:
-    """Numbers of 0 to 255, flat or nested, as a flat array."""
+    """Numbers of 0 to 255, flat or nested, as a flat array.
+
+    NumPy is given no texts: it would make a table of them in which each is as wide as the longest.
+    """
     try:
-        array = np.asarray(data)
-        if array.dtype.kind not in "iu" or array.size == 0 or array.min() < 0 or array.max() > 255:
-            raise ValueError
-    except (ValueError, OverflowError, RecursionError):
+        for _ in range(3):  # (N, height, width, 3)
+            if isinstance(data, list) and data and isinstance(data[0], list):
+                if any(len(row) != len(data[0]) for row in data):
+                    raise ValueError
+                data = list(chain.from_iterable(data))
+        if not isinstance(data, list) or not data:
+            raise TypeError
+        return np.frombuffer(bytes(data), np.uint8)
+    except (TypeError, ValueError):
         raise InvalidRequest("received other data of 'pixels' than whole numbers from 0 to 255") from None
-    return array.astype(np.uint8).reshape(-1)
 
 
 def _to_file(array: np.ndarray) -> bytes:
@@ -307,7 +325,7 @@ def _outputs(outputs: Any, binary: bool) -> tuple[tuple[str, ...], frozenset[str
     names = [output.get("name") for output in outputs]
     unknown = [name for name in names if not isinstance(name, str) or name not in OUTPUTS]
     if unknown or not names or len(set(names)) < len(names):
-        raise InvalidRequest(f"received the outputs {names!r:.100}; accepted are {', '.join(OUTPUTS)}, each once")
+        raise InvalidRequest(f"received the outputs {quoted(names)}; accepted are {', '.join(OUTPUTS)}, each once")
     asked = {
         output["name"]
         for output in outputs

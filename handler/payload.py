@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from handler.errors import InvalidParameter, InvalidRequest, TooManyInstances
+from handler.errors import InvalidParameter, InvalidRequest, TooManyInstances, quoted
 
 PICTURE_FIELDS = ("file", "data", "body")
 INSTANCE_FIELDS = ("data", "b64")
@@ -99,7 +99,7 @@ def parse(
     unknown = sorted(set(fields) - set(PICTURE_FIELDS))
     if unknown:
         raise InvalidRequest(
-            f"received the unknown field {unknown[0][:100]!r}; accepted are {', '.join(PICTURE_FIELDS)} (one of them), "
+            f"received the unknown field {quoted(unknown[0])}; accepted are {', '.join(PICTURE_FIELDS)} (one of them), "
             f"{'method, target' if explain else 'topk'}, and instances; {HOW_TO_SEND}"
         )
     if not fields:
@@ -140,7 +140,7 @@ def topk_of(value: Any, num_classes: int) -> int:
     number = _whole_number(value)
     if number is None or not 1 <= number <= num_classes:
         raise InvalidParameter(
-            f"received topk={str(text_of(value))[:100]!r}; accepted are whole numbers from 1 to {num_classes}, "
+            f"received topk={quoted(text_of(value))}; accepted are whole numbers from 1 to {num_classes}, "
             "the number of classes"
         )
     return number
@@ -150,14 +150,14 @@ def _explanation(fields: dict[str, Any], num_classes: int) -> ExplanationOptions
     """What the fields ``method`` and ``target`` ask for; both are taken out of ``fields``."""
     method = text_of(fields.pop("method", GRAD_CAM))
     if method not in METHODS:
-        raise InvalidParameter(f"received method={str(method)[:100]!r}; accepted are {' and '.join(METHODS)}")
+        raise InvalidParameter(f"received method={quoted(method)}; accepted are {' and '.join(METHODS)}")
     if "target" not in fields:
         return ExplanationOptions(method)
     value = fields.pop("target")
     target = _whole_number(value)
     if target is None or not 0 <= target < num_classes:
         raise InvalidParameter(
-            f"received target={str(text_of(value))[:100]!r}; accepted are whole numbers from 0 to {num_classes - 1}, "
+            f"received target={quoted(text_of(value))}; accepted are whole numbers from 0 to {num_classes - 1}, "
             "the index of a class"
         )
     return ExplanationOptions(method, target)
@@ -180,7 +180,7 @@ def _instances(fields: dict[str, Any], max_instances: int) -> list[bytes]:
     instances = fields["instances"]
     extra = sorted(set(fields) - {"instances"})
     if extra:
-        raise InvalidRequest(f"received 'instances' together with {extra[0][:100]!r}; send one or the other")
+        raise InvalidRequest(f"received 'instances' together with {quoted(extra[0])}; send one or the other")
     if not isinstance(instances, list) or not instances:
         raise InvalidRequest(
             'received \'instances\' that is no list with at least one picture; expected [{"data": "<base64>"}, …]'

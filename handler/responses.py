@@ -19,14 +19,23 @@ PNG = "image/png"
 
 @dataclass(frozen=True)
 class Response:
-    """Status, content type, body and further headers of one answer, and its outcome for the metrics."""
+    """Status, content type, body and further headers of one answer, and its outcome for the metrics.
+
+    Raises:
+        UnicodeEncodeError: phrase, content type or a header isn't ASCII. TorchServe tells the lengths in characters
+            and sends bytes; where it encodes, an error ends the worker (``ts.service``).
+    """
 
     status: int
     phrase: str
     content_type: str
-    body: str | bytes
+    body: bytes
     outcome: str = ANSWERED
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for text in (self.phrase, self.content_type, *self.headers, *self.headers.values()):
+            text.encode("ascii")
 
 
 def prefers(accept: str, wanted: str) -> bool:
@@ -64,7 +73,7 @@ def prediction_response(
     """
     if prefers(accept, "text/plain"):
         lines = [p.label for predictions in pictures for p in (predictions if with_top else predictions[:1])]
-        return Response(200, "OK", TEXT, "".join(f"{line}\n" for line in lines))
+        return Response(200, "OK", TEXT, "".join(f"{line}\n" for line in lines).encode())
     answers: list[dict[str, Any]] = []
     for predictions in pictures:
         answer = predictions[0].to_dict()
@@ -84,6 +93,10 @@ def describe_response(card: Mapping[str, Any]) -> Response:
     return Response(200, "OK", JSON, json_text(card))
 
 
-def json_text(data: object) -> str:
-    """The body of a JSON answer."""
-    return json.dumps(data, ensure_ascii=False) + "\n"
+def json_text(data: object) -> bytes:
+    """The body of a JSON answer.
+
+    Raises:
+        UnicodeEncodeError: a text in it has a lone surrogate.
+    """
+    return (json.dumps(data, ensure_ascii=False) + "\n").encode()

@@ -1,4 +1,4 @@
-"""For all tests: one thread a process, as a worker has, and no default port."""
+"""For all tests: one thread a process, as a worker has, and no default port; fuzzing's seed is printed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from tests.seeds import VARIABLE, fuzz_seed
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several would only wait for each other
 torch.set_num_threads(1)
@@ -24,3 +27,8 @@ def default_ports_taken() -> Iterator[None]:
                 taken.bind(("127.0.0.1", port))
                 taken.listen()
         yield
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the seed at the end of every run, also of one with -q."""
+    terminalreporter.write_line(f"fuzzing: repeat it with {VARIABLE}={fuzz_seed()}")

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +16,10 @@ import numpy as np
 from tests.e2e.conftest import Running
 from tests.golden import CHELSEA
 from tests.hostile import Input, inputs, request
+from tests.hostile_grpc import Call, Outcome, calls, channels
 from tests.processes import server_processes
 from tests.promises import Report
-from tests.wire import Reply, exchange
+from tests.wire import Reply, conversation, exchange
 
 ANSWER_TIMEOUT_S = 120
 """A machine that does other things as well answers late; what never answers is what is looked for."""
@@ -41,29 +42,38 @@ class Hostile:
 
     answers: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
-    improper: list[tuple[Input, Reply]] = field(default_factory=list)
+    improper: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, port: int, one: Input) -> None:
         """Send a hostile request and take note of its answer."""
+        timeout = ANSWER_TIMEOUT_S if one.complete else INCOMPLETE_TIMEOUT_S
         try:
-            reply = exchange(port, one.raw, ANSWER_TIMEOUT_S if one.complete else INCOMPLETE_TIMEOUT_S)
+            replies = conversation(port, one.raw, timeout, one.answers, one.later, one.ending)
         except OSError:
-            reply = NOT_CONNECTED
-        name = {None: "closed without an answer", -1: "no answer (unfinished)"}.get(reply.status, str(reply.status))
-        allowed = reply.is_proper or not one.complete or reply.status is None
+            replies = [NOT_CONNECTED]
+        for reply in replies:
+            name = {None: "closed without an answer", -1: "no answer (unfinished)"}.get(reply.status, str(reply.status))
+            allowed = reply.is_proper or not one.complete or reply.status is None
+            said = f"{reply.status} {reply.body[:100]!r} after {reply.seconds:.1f} s to {one.raw[:200]!r}"
+            self._note(one.kind, name, None if allowed and reply is not NOT_CONNECTED else said)
+
+    def call(self, make: Callable[[Call], Outcome], one: Call) -> None:
+        """Make a hostile call over gRPC and take note of its answer."""
+        outcome = make(one)
+        said = f"{outcome.status} {outcome.details[:200]!r} {outcome.answers!r:.200} to {one.requests!r:.200}"
+        self._note(one.kind, f"gRPC {outcome.status}", None if outcome.is_proper else said)
+
+    def _note(self, kind: str, answer: str, improper: str | None) -> None:
         with self._lock:
-            self.kinds[one.kind] += 1
-            self.answers[name] += 1
-            if reply is NOT_CONNECTED or not allowed:
-                self.improper.append((one, reply))
+            self.kinds[kind] += 1
+            self.answers[answer] += 1
+            if improper:
+                self.improper.append(f"{kind}: {improper}")
 
     def broken(self) -> list[str]:
         """A sentence for each improper answer."""
-        return [
-            f"{one.kind}: {reply.status} {reply.body[:100]!r} after {reply.seconds:.1f} s to {one.raw[:200]!r}"
-            for one, reply in self.improper
-        ]
+        return self.improper
 
 
 @dataclass
@@ -77,6 +87,7 @@ class Fuzzing(Report):
     good: list[Reply] = field(default_factory=list)
     alone: list[Reply] = field(default_factory=list)
     memory: tuple[dict[str, int], dict[str, int]] = field(default_factory=lambda: ({}, {}))
+    seed: int = 0
 
     def broken(self) -> list[str]:
         good = (*self.good, *self.alone)
@@ -99,7 +110,7 @@ class Fuzzing(Report):
 
     def figures(self) -> list[str]:
         kinds = self.hostile.kinds
-        lines = [f"{kinds.total():,} hostile requests of {len(kinds)} kinds"]
+        lines = [f"{kinds.total():,} hostile requests of {len(kinds)} kinds, seed {self.seed}"]
         lines += [f"  {name:<28}{count:>8,}" for name, count in sorted(self.hostile.answers.items())]
         for name, replies in (("without them", self.alone), ("beside them", self.good)):
             served = [r.seconds for r in replies if r.status == 200]
@@ -109,6 +120,7 @@ class Fuzzing(Report):
             )
         lines.append(f"  p99 beside to p99 without: {_p99(self.good) / _p99(self.alone):.2f}")
         before, after = self.memory
+        lines.append(f"  workers that died: {sum(name not in after for name in before if name.startswith('worker'))}")
         return lines + [
             f"  memory of {name}: {before.get(name, 0) / 1e6:.0f} → {size / 1e6:.0f} MB" for name, size in after.items()
         ]
@@ -127,6 +139,7 @@ def fuzz(
     alone: int = 30,
     rest_s: float = 0,
     port: int | None = None,
+    over_grpc: int = 0,
 ) -> Fuzzing:
     """Send hostile requests, and good ones beside them all the time.
 
@@ -139,18 +152,20 @@ def fuzz(
         alone: good requests without them, before and again after.
         rest_s: seconds after which memory is judged at the end.
         port: where they are sent; None: straight at the server.
+        over_grpc: of ``count``, how many are calls of gRPC, straight at the server.
     """
-    port, report = port or server.port, Fuzzing()
+    port, report = port or server.port, Fuzzing(seed=seed)
     # the first inputs load what a worker loads late; memory is compared from then on
     for one in itertools.islice(inputs(seed + 1), min(count // 10, 500)):
         Hostile().send(port, one)
     report.memory = (_memory(server), {})
     _send_good(port, report.alone, alone)
-    with _good_requests(port, report.good):
-        shares = [count // clients + (index < count % clients) for index in range(clients)]
-        with ThreadPoolExecutor(clients) as pool:
-            sources = (inputs(seed + 1000 * index, heavy) for index in range(clients))
-            running = [pool.submit(_send, port, *each, report.hostile) for each in zip(sources, shares)]
+    with _good_requests(port, report.good), channels(server.port) as make, ThreadPoolExecutor(clients + 1) as pool:
+        over_http = count - over_grpc
+        shares = [over_http // clients + (index < over_http % clients) for index in range(clients)]
+        sources = (inputs(seed + 1000 * index, heavy) for index in range(clients))
+        running = [pool.submit(_send, port, *each, report.hostile) for each in zip(sources, shares)]
+        running.append(pool.submit(_call, make, seed, over_grpc, report.hostile))
         for each in running:
             each.result()
     _send_good(port, report.alone, alone)
@@ -162,6 +177,11 @@ def fuzz(
 def _send(port: int, source: Iterator[Input], count: int, hostile: Hostile) -> None:
     for one in itertools.islice(source, count):
         hostile.send(port, one)
+
+
+def _call(make: Callable[[Call], Outcome], seed: int, count: int, hostile: Hostile) -> None:
+    for one in itertools.islice(calls(seed), count):
+        hostile.call(make, one)
 
 
 @contextmanager

@@ -14,10 +14,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from urllib.parse import urlencode
 
 from PIL import Image
 
-from tests import pictures
+from tests import pictures, vocabulary
 from tests.golden import PACKAGED
 from tests.pictures import jpeg, png, png_chunk, save
 
@@ -148,12 +149,17 @@ def bombs() -> tuple[Bomb, ...]:
 class Input:
     """One hostile request: its kind, and the bytes on the wire.
 
-    ``complete``: HTTP says that an answer is due; else the server may wait for more, or close.
+    ``complete``: HTTP says that an answer is due; else the server may wait for more, or close. ``answers``: how many
+    requests ``raw`` holds. ``later``: further requests on the connection, each sent when the answer before is there.
+    ``ending``: the client closes its half ("half") or all ("gone") when it has sent everything.
     """
 
     kind: str
     raw: bytes
     complete: bool = True
+    answers: int = 1
+    later: tuple[bytes, ...] = ()
+    ending: str = ""
 
 
 PATH = "/predictions/densenet"
@@ -326,7 +332,17 @@ def _http(choose: random.Random) -> Input:
         lambda: Input("tls-hello", b"\x16\3\1\2\0\1\0\1\xfc\3\3" + choose.randbytes(200) + b"\r\n\r\n", False),
         lambda: Input("no-http", choose.randbytes(choose.choice((1, 100, 10_000))) + b"\r\n\r\n", False),
         lambda: Input(f"control-character-in-{name}", _with_control(choose, name, body)),
-        lambda: Input("pipelined", request(b"") + request(body, closed)),
+        lambda: _pipelined(choose, body),
+        lambda: Input(
+            "keep-alive", request(body), later=tuple(_small(choose) for _ in range(choose.choice((1, 3, 20))))
+        ),
+        lambda: Input("http-1.0", _http_1_0(request(body, *choose.choice(((), ("Connection: keep-alive",)))))),
+        lambda: Input("http-1.0-chunked", _http_1_0(request(_chunked(choose, body), chunked, length=None)), False),
+        lambda: Input("half-closed", request(body), ending="half"),
+        lambda: Input("half-closed-in-the-body", request(body)[:-1], False, ending="half"),
+        lambda: Input("gone", request(body), False, ending="gone"),
+        lambda: Input("gone-in-the-body", request(body)[: -choose.randrange(1, length)], False, ending="gone"),
+        lambda: Input("gone-while-pipelined", request(body) * 20, False, ending="gone"),
         lambda: Input("stopped-in-the-header", request(body)[: choose.randrange(1, 60)], False),
         lambda: Input("stopped-in-the-body", request(body)[:-1], False),
         lambda: Input("form-many-fields", request(b"a&" * long, FORM)),
@@ -338,6 +354,40 @@ def _http(choose: random.Random) -> Input:
         lambda: Input("multipart-without-boundary", request(_multipart(choose), "Content-Type: multipart/form-data")),
     )
     return choose.choice(made)()
+
+
+def _http_1_0(raw: bytes) -> bytes:
+    return raw.replace(b" HTTP/1.1", b" HTTP/1.0", 1)
+
+
+def _small(choose: random.Random) -> bytes:
+    """A proper request that costs little."""
+    return choose.choice(
+        (request(b"", method="GET", path="/ping"), request(b""), request(b"{}", JSON), request(samples()[0]))
+    )
+
+
+def _pipelined(choose: random.Random, body: bytes) -> Input:
+    """Several requests at once; the last asks for the connection to be closed."""
+    count = choose.choice((1, 3, 10))
+    raw = b"".join(_small(choose) for _ in range(count)) + request(body, "Connection: close")
+    return Input("pipelined", raw, answers=count + 1)
+
+
+def _words(choose: random.Random) -> Input:
+    """A request of the server's own words, as a body, or as a form where it has several fields."""
+    made = vocabulary.message(choose)
+    query = f"?{urlencode(made.query)}" if made.query else ""
+    headers = [f"{name}: {value}".rstrip() for name, value in made.headers]
+    if [name for name, _, _ in made.parameters] == ["body"]:
+        ((_, kind, content),) = made.parameters
+        return Input("words", request(content, f"Content-Type: {kind}", *headers, path=made.path + query))
+    parts = (
+        _part(name, content, f"\r\nContent-Type: {kind}" if kind else "") for name, kind, content in made.parameters
+    )
+    return Input(
+        "words-in-a-form", request(b"".join(parts) + b"--b--\r\n", MULTIPART, *headers, path=made.path + query)
+    )
 
 
 _TYPES: list[str] = [
@@ -395,6 +445,8 @@ def inputs(seed: int, heavy: bool = False) -> Iterator[Input]:
         lambda: Input("json", request(_json(choose), JSON)),
         lambda: Input("multipart", request(_multipart(choose), MULTIPART)),
         lambda: _http(choose),
+        lambda: _words(choose),
+        lambda: _words(choose),
     )
     while True:
         if heavy and choose.random() < 0.002:

@@ -59,7 +59,7 @@ class Page:
             "Referrer-Policy": "no-referrer",
             "Vary": "Accept",
         }
-        self.response = Response(200, "OK", HTML, html, headers=headers)
+        self.response = Response(200, "OK", HTML, html.encode(), headers=headers)
 
 
 def wants_page(row: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:

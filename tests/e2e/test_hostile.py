@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from tests.e2e.conftest import Running, serving
 from tests.fuzzing import GOOD, Hostile, fuzz
 from tests.golden import CHELSEA
 from tests.hostile import FORM, MULTIPART, form_of, inputs, request
+from tests.processes import server_processes
+from tests.seeds import fuzz_seed
 from tests.wire import exchange
 
 TIMEOUT_S = 60
@@ -22,7 +23,7 @@ UNREADABLE = b"received a form that can't be parsed; send the picture as the bod
 
 
 def test_hostile_requests_get_2xx_or_4xx_and_harm_nobody(server: Running) -> None:
-    report = fuzz(server, 1000, seed=int(time.time()), heavy=True)
+    report = fuzz(server, 1000, seed=fuzz_seed(), heavy=True, over_grpc=200)
     print(report.text())
     assert not report.broken(), report.text()
     assert {"200", "400"} <= set(report.hostile.answers)
@@ -82,6 +83,21 @@ def test_no_request_leaves_a_buffer_behind(model_store: Path) -> None:
         leaks = [line for line in (running.folder / LOG).read_text("utf-8").splitlines() if "LEAK" in line]
     assert {"multipart", "form-broken", "truncated"} <= set(sent.kinds)
     assert not leaks, leaks[0]
+
+
+@pytest.mark.parametrize("path", ["/predictions/densenet", "/v2/models/densenet/infer", "/invocations"])
+def test_a_text_that_cannot_be_encoded_ends_no_worker(server: Running, path: str) -> None:
+    """It once came back in the answer, which TorchServe encodes where an error ends the worker."""
+    before = set(server_processes(server))
+    for body in (
+        rb'{"id":"\ud800","inputs":0}',
+        rb'{"\ud800":1}',
+        rb'{"instances":[],"\ud800":1}',
+        rb'{"data":"\ud800"}',
+    ):
+        reply = exchange(server.port, request(body, hostile.JSON, path=path), TIMEOUT_S)
+        assert (reply.status, reply.is_proper) == (400, True), reply.body
+    assert {name for name in before if name.startswith("worker")} <= set(server_processes(server))
 
 
 @pytest.mark.parametrize("path", ["*", "predictions"])

@@ -2,7 +2,7 @@
 """Send hostile requests to a real server, a good one beside them all the time, and say what became of both.
 
 python3 tests/endurance/fuzz.py                     # 20,000 inputs, about ten minutes
-python3 tests/endurance/fuzz.py --inputs 100000 --seed 7
+python3 tests/endurance/fuzz.py --inputs 50000 --grpc 5000 --seed 7
 python3 tests/endurance/fuzz.py --front-door        # through nginx
 """
 
@@ -32,7 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """What ``judge`` reads."""
     add = parser.add_argument
     add("--inputs", type=positive, default=20_000, metavar="N", help="hostile requests (default 20000)")
-    add("--seed", type=int, default=1, help="of the random choices; the same seed sends the same (default 1)")
+    add("--grpc", type=int, default=1000, metavar="N", help="of them over gRPC (default 1000)")
+    add("--seed", type=int, help="of the random choices; the same seed sends the same (default: a new one)")
     add("--clients", type=positive, default=2, metavar="N", help="that send them, each its share (default 2)")
     add("--front-door", action="store_true", help="through nginx, without its limits for each client")
 
@@ -43,12 +44,15 @@ def judge(server: Running, args: argparse.Namespace) -> Fuzzing:
 
     from tests.front_door import NO_CLIENT_LIMITS, front_door
     from tests.fuzzing import fuzz
+    from tests.seeds import fuzz_seed
 
+    seed = fuzz_seed() if args.seed is None else args.seed
+    print(f"seed {seed}", flush=True)
     with ExitStack() as stack:
         port = None
         if args.front_door:
             port = stack.enter_context(front_door(f"127.0.0.1:{server.port}", replace=NO_CLIENT_LIMITS)).port
-        return fuzz(server, args.inputs, args.seed, args.clients, True, ALONE, REST_S, port)
+        return fuzz(server, args.inputs, seed, args.clients, True, ALONE, REST_S, port, args.grpc)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ with warnings.catch_warnings():
     import ts
     from ts.context import Context, RequestProcessor
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+    from ts.protocol.otf_message_handler import create_predict_response
+    from ts.service import Service
 
 import handler.metrics
 from handler.card import Architecture, ModelCard
@@ -25,26 +26,11 @@ from handler.densenet_handler import DenseNetHandler
 from handler.network import build_network
 from scripts.lib.model_folder import ModelFolder, write_model_folder
 from scripts.lib.server import METRICS_CONFIG
+from tests.unit.worker_protocol import Answer, answers_in
 
 TINY = Architecture("compact", growth_rate=8, block_config=(2, 2), num_init_features=16)
 LABELS = ["Samoyed", "tabby", "crane", "crane", "Bächli", "maillot", "ice cream"]  # two cranes, as in ImageNet
 LIMITS = {"max_image_pixels": 1_000_000, "max_decode_seconds": 10, "max_instances": 4}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a client gets for one request of a batch."""
-
-    status: int
-    phrase: str
-    content_type: str
-    body: Any
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def json(self) -> Any:
-        """The body, parsed."""
-        return json.loads(self.body)
 
 
 @dataclass(frozen=True)
@@ -115,19 +101,24 @@ def start(folder: Path, config: Mapping[str, Any] | None, gpu: int | None = None
 
 
 def serve(loaded: DenseNetHandler, requests: Sequence[Request]) -> list[Answer]:
-    """The answers of one batch, as TorchServe would send them."""
+    """The answers of one batch as TorchServe encodes them, which is where an answer can still end a worker."""
     context = loaded.context
-    context.request_ids = {index: f"request-{index}" for index in range(len(requests))}
+    context.request_ids = {index: f"id-{index}" for index in range(len(requests))}
     context.request_processor = [RequestProcessor(dict(request.headers)) for request in requests]
     context.metrics.request_ids = context.request_ids
     bodies = loaded.handle([dict(request.row) for request in requests], context)
-    assert len(bodies) == len(requests)
-    answers = []
-    for index, body in enumerate(bodies):
-        status, phrase = context.get_response_status(index)
-        headers = {k: v for k, v in context.get_response_headers(index).items() if k != "content-type"}
-        answers.append(Answer(status, phrase, context.get_response_content_type(index), body, headers))
+    assert {type(body) for body in bodies} == {bytes}
+    code, answers = answers_in(create_predict_response(bodies, context.request_ids, "", 200, context))
+    assert (code, len(answers)) == (200, len(requests))
     return answers
+
+
+def service_of(loaded: DenseNetHandler) -> Service:
+    """TorchServe's service with a handler that is ready, for ``tests.unit.worker_protocol.predict``."""
+    service = Service("densenet", "", None, loaded.handle, None, 8)
+    service._context = loaded.context
+    service.set_cl_socket(None)
+    return service
 
 
 @pytest.fixture(scope="session", autouse=True)

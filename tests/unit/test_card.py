@@ -272,6 +272,11 @@ def test_labels_come_in_the_order_of_their_index_and_may_repeat() -> None:
             id="list-for-label",
         ),
         pytest.param(
+            {str(i): "x\ud800" if i == 3 else "x" for i in range(7)},
+            "the labels don't fit the card: index 3 has a lone surrogate, which can't be sent",
+            id="half-a-character",
+        ),
+        pytest.param(
             LABELS, "index_to_name.json must be a mapping of keys to values, is list", id="list-instead-of-mapping"
         ),
     ],

@@ -32,7 +32,8 @@ from scripts.lib.paths import BUNDLED, ROOT
 from scripts.lib.precision import Wanted, settle
 from tests.golden import CHELSEA, PACKAGED
 from tests.pictures import base64_of, halves, jpeg, oriented, save
-from tests.unit.conftest import LABELS, Answer, Request, serve
+from tests.unit.conftest import LABELS, Request, serve
+from tests.unit.worker_protocol import Answer
 
 CPU = torch.device("cpu")
 MAX_PIXELS = 10**8

@@ -6,18 +6,15 @@ import inspect
 import io
 import json
 import re
-import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ts.model_loader import TsModelLoader
-from ts.protocol.otf_message_handler import retrieve_msg
 from ts.torch_handler.image_classifier import ImageClassifier
 
 import handler.densenet_handler as module
@@ -32,7 +29,6 @@ from tests.pictures import ACCEPTED, Broken, base64_of, bomb, broken, jpeg, samp
 from tests.unit.conftest import (
     LABELS,
     LIMITS,
-    Answer,
     Request,
     config_of,
     serve,
@@ -42,6 +38,7 @@ from tests.unit.conftest import (
     torchserve_metrics,
     write_tiny_model,
 )
+from tests.unit.worker_protocol import Answer, Sent, predict
 
 CSP = "Content-Security-Policy"
 EMPTY = f"received an empty picture (0 bytes); {ACCEPTED}"
@@ -272,14 +269,43 @@ def test_errors_are_json_even_for_clients_that_prefer_text(tiny_handler: DenseNe
 
 
 def test_fault_of_the_server_is_not_blamed_on_the_client(
-    tiny_handler: DenseNetHandler, monkeypatch: pytest.MonkeyPatch
+    tiny_handler: DenseNetHandler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> None:
-        raise ZeroDivisionError("a bug")
+        raise ZeroDivisionError("a bug\n\ud800")
 
-    monkeypatch.setattr(module, "parse", fail)
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        serve(tiny_handler, [send(jpeg())])
+    # of a batch of three the second one's: as it is read, and as its answer is made
+    requests = [send_json({"inputs": []}), send(jpeg(1)), send_json({"inputs": []})]
+    for name in ("parse", "prediction_response"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            before, answer, after = serve(tiny_handler, requests)
+        assert answer.phrase == "Internal Server Error"
+        message = "the server failed with this request; its log says why"
+        assert_error(answer, 500, "InternalServerException", message)
+        assert before == after == serve(tiny_handler, requests)[0]
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith(r"a request failed: ZeroDivisionError('a bug\n\ud800')")
+        assert f'File "{module.__file__}"' in line and len(line) < 5000
+
+
+def test_fault_with_a_tensor_has_what_grpc_reads(
+    tiny_handler: DenseNetHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchServe's frontend reads these keys of every answer; without one its thread, and the worker, would end."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    for name in ("parse_infer", "infer_response"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64_of(jpeg())]}
+            (answer,) = serve(tiny_handler, [send_json({"id": "7", "inputs": [tensor]})])
+        assert (answer.status, answer.json["id"], answer.json["type"]) == (500, "7", "InternalServerException")
+        assert {"model_name", "model_version", "outputs"} <= set(answer.json)
 
 
 def test_nothing_of_a_batch_is_left_for_the_next(tiny_handler: DenseNetHandler) -> None:
@@ -431,71 +457,6 @@ def test_weights_that_overflow_do_not_start(tmp_path: Path) -> None:
 # --- through TorchServe's worker code -------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Wire:
-    """A connection that has already received everything."""
-
-    data: io.BytesIO
-
-    def recv(self, length: int) -> bytes:
-        """The next bytes."""
-        return self.data.read(length)
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A request as the frontend sends it to a worker: headers, and parameters with name, content type and bytes."""
-
-    parameters: Sequence[tuple[str, str, bytes]]
-    headers: Sequence[tuple[str, str]] = ()
-
-
-def with_length(data: bytes) -> bytes:
-    """Bytes behind their number."""
-    return struct.pack("!i", len(data)) + data
-
-
-def inference_message(requests: Sequence[Sent]) -> bytes:
-    """A batch in TorchServe's protocol, ``ts.protocol.otf_message_handler`` the other way round."""
-    end = struct.pack("!i", -1)
-    message = b"I"
-    for number, request in enumerate(requests):
-        message += with_length(f"id-{number}".encode())
-        for name, value in request.headers:
-            message += with_length(name.encode()) + with_length(value.encode())
-        message += end
-        for name, content_type, content in request.parameters:
-            message += with_length(name.encode()) + with_length(content_type.encode()) + with_length(content)
-        message += end
-    return message + end
-
-
-def answers_in(message: bytes) -> tuple[int, list[Answer]]:
-    """Status of the batch and the answers, as the frontend reads them."""
-    data = io.BytesIO(message)
-
-    def number() -> int:
-        (value,) = struct.unpack("!i", data.read(4))
-        assert isinstance(value, int)
-        return value
-
-    def text() -> str:
-        return data.read(number()).decode()
-
-    code, _ = number(), text()
-    answers: list[Answer] = []
-    while (length := number()) != -1:
-        assert data.read(length).decode() == f"id-{len(answers)}"
-        content_type, status, phrase = text(), number(), text()
-        headers = {text(): text() for _ in range(number())}
-        assert headers.pop("content-type", "") == content_type
-        content = data.read(number())
-        body = content if content_type == "image/png" else content.decode()
-        answers.append(Answer(status, phrase, content_type, body, headers))
-    assert not data.read()
-    return code, answers
-
-
 @pytest.fixture
 def worker(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """TorchServe's service with the model, loaded from the files of an archive and from nothing else of ours."""
@@ -526,13 +487,6 @@ def worker(tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             if name in ("handler", "densenet_handler") or name.startswith("handler."):
                 del sys.modules[name]
         sys.modules.update(ours)
-
-
-def predict(service: Any, requests: Sequence[Sent]) -> tuple[int, list[Answer]]:
-    """Send a batch through codec and service."""
-    command, batch = retrieve_msg(Wire(io.BytesIO(inference_message(requests))))
-    assert command == b"I"
-    return answers_in(service.predict(batch))
 
 
 def test_worker_runs_the_archives_own_code(worker: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,14 @@ import pytest
 from handler.densenet_handler import DenseNetHandler
 from handler.open_inference import ACCEPTED
 from tests.pictures import base64_of, jpeg
-from tests.unit.conftest import LABELS, LIMITS, Answer, Request, serve
+from tests.unit.conftest import LABELS, LIMITS, Request, serve
+from tests.unit.worker_protocol import Answer
 
 PICTURE = jpeg()
 TEXT = base64_of(PICTURE)
+DEEP: list[Any] = []
+for _ in range(100_000):
+    DEEP = [DEEP]
 
 
 def image(*elements: str, **more: Any) -> dict[str, Any]:
@@ -192,10 +197,35 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
     "topk": (
         {"inputs": [image(TEXT)], "parameters": {"topk": 0}},
         400,
-        "received topk='0'; accepted are whole numbers",
+        "received topk=0; accepted are whole numbers",
     ),
     "parameters": ({"inputs": [image(TEXT)], "parameters": 3}, 400, "received int as 'parameters', expected an object"),
-    "id": ({"inputs": [image(TEXT)], "id": 3}, 400, "received int as 'id', expected a string"),
+    "id": (
+        {"inputs": [image(TEXT)], "id": 3},
+        *(400, "received 3 as 'id', expected a string of at most 1000 printable characters"),
+    ),
+    "id-that-cannot-be-encoded": (
+        {"inputs": [image(TEXT)], "id": "\ud800"},
+        *(400, r"received '\ud800' as 'id', expected a string of at most 1000 printable characters"),
+    ),
+    "id-without-an-end": ({"inputs": [image(TEXT)], "id": "x" * 7_000_000}, 400, f"received '{'x' * 47}..."),
+    "too-deep-to-be-written": (
+        {"inputs": [image(TEXT)], "parameters": {"topk": DEEP}},
+        *(400, "received topk=[[[...]]]; accepted are whole numbers"),
+    ),
+    "nested-shape": (
+        {"inputs": [image(TEXT, shape=DEEP)]},
+        400,
+        "received the input 'image', 'BYTES' of shape [[[...]]]",
+    ),
+    "texts-as-pixels": (
+        {"inputs": [pixels(np.zeros((1, 1, 1, 3), int), data=["a" * 100_000, *[""] * 1000])]},
+        *(400, "received other data of 'pixels' than whole numbers from 0 to 255"),
+    ),
+    "elements-without-an-end": (
+        {"inputs": [image(TEXT, data=[""] * 1_000_000)]},
+        *(400, "received 1000000 elements in 'image', whose shape says 1 "),
+    ),
     "binary-size": (
         {"inputs": [image(TEXT, parameters={"binary_data_size": 9})]},
         *(400, "received binary_data_size 9 and 0 bytes behind the JSON; they must be the same"),
@@ -236,8 +266,8 @@ def test_what_is_wrong_is_said_in_both_forms(
 @pytest.mark.parametrize(
     ("body", "length", "message"),
     [
-        (b"{}", "3", "received Inference-Header-Content-Length: 3, expected how many of the body's 2 bytes are JSON"),
-        (b"{}", "-1", "received Inference-Header-Content-Length: -1, expected how many"),
+        (b"{}", "3", "received Inference-Header-Content-Length: '3', expected how many of the body's 2 bytes are JSON"),
+        (b"{}", "-1", "received Inference-Header-Content-Length: '-1', expected how many"),
         (b"[1", "2", f"the first 2 bytes of the body aren't JSON; {ACCEPTED}"),
     ],
 )
@@ -256,6 +286,25 @@ def test_elements_that_are_cut_off_are_refused(tiny_handler: DenseNetHandler, co
     answer = infer(tiny_handler, tensor, contents=contents)
     assert answer.status == 400
     assert answer.json["message"].startswith("received a BYTES tensor that is cut off")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "contents"),
+    [
+        pytest.param(pixels(np.zeros((1, 1, 1, 3), int), data=["a" * 100_000, *[""] * 1000]), b"", id="texts"),
+        pytest.param(image("", parameters={"binary_data_size": 4_000_000}), bytes(4_000_000), id="empty-elements"),
+    ],
+)
+def test_a_wrong_tensor_costs_little_memory(tiny_handler: DenseNetHandler, tensor: Any, contents: bytes) -> None:
+    """NumPy made 400 MB of the first, and a list of a million elements came of the second."""
+    tracemalloc.start()
+    try:
+        answer = infer(tiny_handler, tensor, contents=contents)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer.status == 400
+    assert peak < 5 * len(contents) + 5_000_000
 
 
 def test_metadata_and_readiness(tiny_handler: DenseNetHandler) -> None:

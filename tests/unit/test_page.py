@@ -35,7 +35,7 @@ def facts(html: str) -> Any:
 @pytest.mark.parametrize("labels", [LABELS, HOSTILE], ids=["labels", "hostile"])
 def test_the_page_holds_the_model_and_nothing_that_its_policy_forbids(labels: list[str]) -> None:
     response = Page("dense net/1", tiny_card(), labels).response
-    html = str(response.body)
+    html = response.body.decode()
     assert (response.status, response.content_type) == (200, "text/html; charset=utf-8")
     assert facts(html)["labels"] == labels
     assert facts(html)["card"] == tiny_card().to_dict()

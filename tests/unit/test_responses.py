@@ -51,20 +51,20 @@ def test_text_only_if_it_is_preferred(accept: str, text: bool) -> None:
 
 def test_best_label_as_json() -> None:
     assert prediction_response([[DOG]], "", with_top=False, instances=False) == Response(
-        200, "OK", "application/json", '{"label": "Samoyed", "index": 258, "probability": 0.87}\n'
+        200, "OK", "application/json", b'{"label": "Samoyed", "index": 258, "probability": 0.87}\n'
     )
 
 
 def test_best_label_as_text() -> None:
     assert prediction_response([[DOG]], "text/plain", with_top=False, instances=False) == Response(
-        200, "OK", "text/plain; charset=utf-8", "Samoyed\n"
+        200, "OK", "text/plain; charset=utf-8", b"Samoyed\n"
     )
 
 
 def test_topk_adds_the_list_and_keeps_the_best() -> None:
     response = prediction_response([[DOG, CAT]], "", with_top=True, instances=False)
     assert json.loads(response.body) == {**DOG.to_dict(), "top": [DOG.to_dict(), CAT.to_dict()]}
-    assert prediction_response([[DOG, CAT]], "text/plain", True, False).body == "Samoyed\ntabby\n"
+    assert prediction_response([[DOG, CAT]], "text/plain", True, False).body == b"Samoyed\ntabby\n"
 
 
 def test_topk_of_one_is_a_list_of_one() -> None:
@@ -73,7 +73,7 @@ def test_topk_of_one_is_a_list_of_one() -> None:
 
 def test_list_is_left_out_if_topk_was_not_asked_for() -> None:
     assert "top" not in json.loads(prediction_response([[DOG, CAT]], "", False, False).body)
-    assert prediction_response([[DOG, CAT]], "text/plain", False, False).body == "Samoyed\n"
+    assert prediction_response([[DOG, CAT]], "text/plain", False, False).body == b"Samoyed\n"
 
 
 def test_instances_are_answered_in_order() -> None:
@@ -87,12 +87,12 @@ def test_instances_are_answered_in_order() -> None:
             {**CAT.to_dict(), "top": [CAT.to_dict(), DOG.to_dict()]},
         ]
     }
-    assert prediction_response([[DOG], [CAT]], "text/plain", False, True).body == "Samoyed\ntabby\n"
+    assert prediction_response([[DOG], [CAT]], "text/plain", False, True).body == b"Samoyed\ntabby\n"
 
 
 def test_labels_are_sent_as_they_are_written() -> None:
-    assert '"label": "Bächli 🐶"' in prediction_response([[BROOK]], "", False, False).body
-    assert prediction_response([[BROOK]], "text/plain", False, False).body == "Bächli 🐶\n"
+    assert '"label": "Bächli 🐶"' in prediction_response([[BROOK]], "", False, False).body.decode()
+    assert prediction_response([[BROOK]], "text/plain", False, False).body.decode() == "Bächli 🐶\n"
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_labels_are_sent_as_they_are_written() -> None:
 def test_error_has_torchserves_form(error: type[errors.RequestError], status: int, phrase: str) -> None:
     body = f'{{"code": {status}, "type": "{error.__name__}", "message": "1 × 2 „ü“"}}\n'
     assert error_response(error("1 × 2 „ü“")) == Response(
-        status, phrase, "application/json", body, outcome=error.__name__
+        status, phrase, "application/json", body.encode(), outcome=error.__name__
     )
 
 
 def test_card_is_answered_as_json() -> None:
     assert describe_response({"name": "x", "crop": 224}) == Response(
-        200, "OK", "application/json", '{"name": "x", "crop": 224}\n'
+        200, "OK", "application/json", b'{"name": "x", "crop": 224}\n'
     )
