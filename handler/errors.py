@@ -6,16 +6,22 @@ error form; every other exception is a fault of the server.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+SLOW_HEADER = "X-Densenet-Slow"
+"""Of a 503: the request itself is slow; the front door doesn't send it to another host."""
+
 
 class RequestError(Exception):
     """A request that can't be served because of what was sent.
 
-    ``status`` and ``phrase`` are the HTTP status line; ``type`` names the error for programs; the
-    message says what was received and what is accepted.
+    ``status`` and ``phrase`` are the HTTP status line, ``headers`` further ones; ``type`` names the
+    error for programs; the message says what was received and what is accepted.
     """
 
     status = 400
     phrase = "Bad Request"
+    headers: Mapping[str, str] = {}
 
     @property
     def type(self) -> str:
@@ -58,3 +64,19 @@ class TooManyInstances(RequestError):
 
     status = 413
     phrase = "Payload Too Large"
+
+
+class ServerBusy(RequestError):
+    """The server can't do this now; the same request may be served in some seconds.
+
+    Args:
+        message: says so.
+        slow: the request itself takes long, so that another server wouldn't do better.
+    """
+
+    status = 503
+    phrase = "Service Unavailable"
+
+    def __init__(self, message: str, slow: bool = False) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": "2", **({SLOW_HEADER: "1"} if slow else {})}
