@@ -10,12 +10,13 @@ import gc
 import io
 import json
 import logging
+import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from handler.deferred import deferred
 from handler.errors import InternalServerException, RequestError, printable
 from handler.explanation import Explainer, ExplanationRequest
 from handler.hold import requested_hold, wait_for_release
-from handler.isolation import IsolatedReader
+from handler.later import OUTCOME, PATIENCE_S, Lane, may_defer, taken
 from handler.metrics import FAILED, WorkerMetrics, seconds_since_start, worker_number
 from handler.open_inference import (
     InferPayload,
@@ -40,7 +41,8 @@ from handler.open_inference import (
 )
 from handler.page import Page, wants_page
 from handler.payload import Payload, header, parse
-from handler.preprocessing import Preprocessing
+from handler.preprocessing import Preprocessing, View
+from handler.reading import PictureReader, unpacked
 from handler.responses import Response, describe_response, error_response, prediction_response
 from handler.runtimes import load_runtime
 from handler.topk import Prediction, top_predictions
@@ -53,10 +55,10 @@ logger = logging.getLogger(__name__)
 WARM_UP_RUNS = 3
 FRAMES = 10
 """Of the traceback of a request that failed, from its end, that are logged."""
+HOLD_SECONDS = 52.0
+"""How long a worker that is to be removed waits for its slow work to end."""
 NOISE = ("Failed json decoding", "Failed utf-8 decoding")
 """What TorchServe logs, with a traceback of 30 lines, of each body that isn't the JSON or text that it is called."""
-
-Read = TypeVar("Read")
 
 
 class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has no type hints
@@ -98,17 +100,24 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         compiler = (config.get("pt2") or {}).get("compile")
         self.runtime = load_runtime(self.card, model_dir, Path(self.model_pt_path), self.device, compiler)
         self.preprocessing = Preprocessing.of(self.card)
-        max_seconds = _limit(config, "max_decode_seconds")
-        reader = IsolatedReader(self.preprocessing, self.max_pixels, max_seconds)
-        self.image_processing = reader.read
+        threads = self.card.threads_per_worker
+        self.lane = Lane(self.metrics.observe_stage)
+        self.reader = PictureReader(
+            *(self.preprocessing, self.max_pixels, _limit(config, "max_decode_seconds"), self.lane, threads)
+        )
+        self.max_wait = _limit(config, "max_wait_seconds")
+        gradients = config["limits"].get("integrated_gradients")
+        if not isinstance(gradients, bool):
+            raise CardError(
+                f"model-config.yaml: limits must hold integrated_gradients, true or false, is {gradients!r}"
+            )
         self.explainer = Explainer(
-            *(self.card, self.labels, self.runtime, Path(self.model_pt_path), self.device, reader)
+            *(self.card, self.labels, self.runtime, Path(self.model_pt_path), self.device, gradients, self.lane)
         )
         self.page = Page(context.model_name, self.card, self.labels)
         self._payloads: list[Payload | ExplanationRequest | Response] = []
         self._held = False
         self.served = Model(context.model_name, context.manifest["model"]["modelVersion"])
-        threads = self.card.threads_per_worker
         self._decoders = ThreadPoolExecutor(threads) if threads > 1 else None
         logging.getLogger().addFilter(_is_no_noise)
         self._warm_up()
@@ -152,8 +161,10 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         hold = requested_hold(self._headers(0)) if len(data) == 1 else None
         self._held = hold is not None
         if hold:
+            self.lane.finish(HOLD_SECONDS)
             wait_for_release(hold)
         self._payloads, arrays = [], []
+        self._begin = time.monotonic()
         with self.metrics.stage("decode"):
             each = (self._decoders.map if self._decoders else map)(self._read, data, range(len(data)))
             for payload, pictures in each:
@@ -200,7 +211,8 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         if isinstance(payload, Response):
             return payload, []
         if isinstance(payload, ExplanationRequest):
-            return self.explainer.respond(payload, accept), []
+            with self.metrics.stage("explanation"):
+                return self.explainer.respond(payload, accept), []
         predictions = top_predictions(logits, self.labels, payload.topk or self.topk, self.card.temperature)
         if isinstance(payload, InferPayload):
             return infer_response(payload, self.served, predictions), predictions
@@ -247,6 +259,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
                 return about_response(row, self.served, self.runtime.name), []
             if wants_page(row, headers):
                 return self.page.response, []
+            finished = taken(headers)
             explain = headers.get("explain") == "True"
             infer = None if explain else infer_body(row, headers)
             if infer:
@@ -256,18 +269,34 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
             else:
                 payload = parse(row, headers, self.card.num_classes, self.max_instances, explain)
             if payload.explanation:
-                views = _decode(payload, self.explainer.read)
-                return ExplanationRequest(payload.explanation, views, payload.instances), []
-            return payload, _decode(payload, self.image_processing)
+                self.explainer.check(payload.explanation)
+            later = may_defer(headers)
+            views = unpacked(finished) if finished else self._views(payload, later)
+            if isinstance(views, Response):
+                return views, []
+            if payload.explanation:
+                heat = finished.get("heat") if finished else None
+                return ExplanationRequest(payload.explanation, views, payload.instances, later, heat), []
+            return payload, [view.array for view in views]
         except Exception as error:
             return self._failure(error, infer[0] if infer else None), []
+
+    def _views(self, payload: Payload, later: bool) -> list[View] | Response:
+        """The pictures of a request; or the answer that puts it off, if that may be."""
+        waited = time.monotonic() - self._begin
+        return self.reader.read(
+            payload.pictures,
+            self.explainer.side if payload.explanation else 0,
+            self._begin + self.max_wait,
+            *(payload.instances, later, PATIENCE_S - waited),
+        )
 
     def _answer(self, index: int, response: Response) -> bytes:
         self.context.set_response_status(response.status, response.phrase, index)
         self.context.set_response_content_type(index, response.content_type)
         for name, value in response.headers.items():
             self.context.set_response_header(index, name, value)
-        if not self._held:  # scale.py's own
+        if not self._held and response.outcome != OUTCOME:  # scale.py's own, and what is no answer yet
             self.metrics.count_answer(response.status, response.outcome)
         return response.body
 
@@ -281,25 +310,13 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
         buffer = io.BytesIO()
         Image.new("RGB", (self.card.resize, self.card.resize), "grey").save(buffer, "JPEG")
         for _ in range(WARM_UP_RUNS):
-            array = self.image_processing(buffer.getvalue())
-            logits = self.runtime.logits(array[None])
+            views = self.reader.read([buffer.getvalue()], 0, math.inf)
+            assert not isinstance(views, Response)
+            logits = self.runtime.logits(views[0].array[None])
             if not np.isfinite(logits).all():
                 raise CardError("the network answers a blank picture with infinite or undefined logits; retrain it")
             top_predictions(logits, self.labels, self.topk)
         logger.info("warmed up in %.1f s", time.monotonic() - start)
-
-
-def _decode(payload: Payload, read: Callable[[bytes], Read]) -> list[Read]:
-    """What ``read`` makes of each picture of a request."""
-    pictures = []
-    for number, picture in enumerate(payload.pictures):
-        try:
-            pictures.append(read(picture))
-        except RequestError as error:
-            if payload.instances:
-                raise type(error)(f"instance {number}: {error}") from None
-            raise
-    return pictures
 
 
 def _is_no_noise(record: logging.LogRecord) -> bool:

@@ -7,9 +7,12 @@ error form; every other exception becomes an :class:`InternalServerException`.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
 
 MAX_MESSAGE = 1000
 """Characters of a message at most; the longest of this package have 600."""
+SLOW_HEADER = "X-Densenet-Slow"
+"""Of a 503: the request itself is slow; the front door doesn't send it to another host."""
 _QUOTES = reprlib.Repr()
 _QUOTES.maxstring = _QUOTES.maxother = 100
 _QUOTES.maxlong = 40
@@ -19,13 +22,14 @@ _QUOTES.maxlevel = 2
 class RequestError(Exception):
     """A request that can't be served because of what was sent.
 
-    ``status`` and ``phrase`` are the HTTP status line; ``type`` names the error for programs; the
-    message says what was received and what is accepted. It may hold what a client sent: it is made
-    printable, and cut.
+    ``status`` and ``phrase`` are the HTTP status line, ``headers`` further ones; ``type`` names the
+    error for programs; the message says what was received and what is accepted. It may hold what a
+    client sent: it is made printable, and cut.
     """
 
     status = 400
     phrase = "Bad Request"
+    headers: Mapping[str, str] = {}
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -78,6 +82,22 @@ class InternalServerException(RequestError):
 
     status = 500
     phrase = "Internal Server Error"
+
+
+class ServerBusy(RequestError):
+    """The server can't do this now; the same request may be served in some seconds.
+
+    Args:
+        message: says so.
+        slow: the request itself takes long, so that another server wouldn't do better.
+    """
+
+    status = 503
+    phrase = "Service Unavailable"
+
+    def __init__(self, message: str, slow: bool = False) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": "2", **({SLOW_HEADER: "1"} if slow else {})}
 
 
 def printable(text: str) -> str:

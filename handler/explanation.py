@@ -6,13 +6,13 @@ that the gradients of a class's logit are the layer's weights / (h · w), withou
 test compares the map with captum's): one run of whatever runtime serves predictions is enough. In
 front of the norm, its shift would be out of sight, and of a class that rests on it, the map empty.
 
-Integrated gradients (Sundararajan et al., "Axiomatic Attribution for Deep Networks", 2017) need the
-network in PyTorch, which is loaded when they are first asked for.
+Integrated gradients need the network in PyTorch and seconds of a processor: :mod:`handler.gradients`.
 """
 
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,18 +24,16 @@ from PIL import Image
 from safetensors import safe_open
 
 from handler.card import ModelCard
-from handler.isolation import IsolatedReader
+from handler.errors import InvalidParameter, ServerBusy
+from handler.gradients import SECONDS, Gradients, integrated_gradients
+from handler.later import Lane, wait
 from handler.network import load_network
 from handler.payload import GRAD_CAM, ExplanationOptions
 from handler.preprocessing import Preprocessing, View
-from handler.responses import JSON, PNG, Response, json_text, prefers
+from handler.responses import JSON, PNG, Response, error_response, json_text, prefers
 from handler.runtimes import Runtime
 from handler.topk import Prediction, top_predictions
 
-STEPS = 24
-"""Points on the way from the mean colour to the picture at which integrated gradients are taken."""
-STEPS_AT_ONCE = 4
-"""Of them, how many are computed in one batch: more need more memory and are no faster on a CPU."""
 BRIGHTEST = 99
 """Percentile of integrated gradients that becomes 1: single pixels would leave all others dark."""
 OVERLAY_SCALE = 2
@@ -65,15 +63,26 @@ class Explanation:
 
 @dataclass(frozen=True)
 class ExplanationRequest:
-    """A request that is ready to be explained: what was asked for, and its decoded pictures."""
+    """A request that is ready to be explained: what was asked for, and its decoded pictures.
+
+    ``later``: it may be put off. ``heat``: (crop, crop) integrated gradients, where that was done, and they are here.
+    """
 
     options: ExplanationOptions
     views: list[View]
     instances: bool
+    later: bool = False
+    heat: npt.NDArray[np.float32] | None = None
 
 
 class Explainer:
-    """Explains pictures with the network of a worker."""
+    """Explains pictures with the network of a worker.
+
+    Args:
+        card, labels, runtime, weights, device: the model's.
+        gradients: whether integrated gradients may be asked for.
+        lane: where they are computed, if not by the worker.
+    """
 
     def __init__(
         self,
@@ -82,40 +91,65 @@ class Explainer:
         runtime: Runtime,
         weights: Path,
         device: torch.device,
-        reader: IsolatedReader,
+        gradients: bool = True,
+        lane: Lane | None = None,
     ) -> None:
         self._card, self._labels, self._runtime = card, labels, runtime
-        self._weights, self._device, self._reader = weights, device, reader
+        self._weights, self._device = weights, device
+        self._gradients, self._lane = gradients, lane
         self._preprocessing = Preprocessing.of(card)
+        self.side = OVERLAY_SCALE * card.crop
 
-    def read(self, data: bytes) -> View:
-        """The picture in a file.
+    def check(self, options: ExplanationOptions) -> None:
+        """Refuse a method that is switched off.
 
         Raises:
-            InvalidImage, ImageTooLarge, ImageTooComplex: see :meth:`handler.isolation.IsolatedReader.read`.
+            InvalidParameter: it is.
         """
-        return self._reader.view(data, OVERLAY_SCALE * self._card.crop)
+        if options.method != GRAD_CAM and not self._gradients:
+            raise InvalidParameter(f"received method={options.method!r}, which is off at this server; send {GRAD_CAM}")
 
-    def explain(self, pixels: npt.NDArray[np.uint8], options: ExplanationOptions) -> Explanation:
-        """What speaks for a class in a picture.
+    def explain(
+        self, view: View, options: ExplanationOptions, later: bool = False, heat: npt.NDArray[np.float32] | None = None
+    ) -> Explanation | Response:
+        """What speaks for a class in a picture, or the answer that puts the request off.
 
         Args:
-            pixels: (crop, crop, 3), 0 to 255.
+            view: the picture.
             options: method and class.
+            later: the request may be put off.
+            heat: (crop, crop) integrated gradients, if they are known.
+
+        Raises:
+            ServerBusy: integrated gradients are computed for somebody else, or there is no memory for them.
         """
-        logits, features = self._runtime.logits_and_features(pixels[None])  # (1, classes), (1, channels, h, w)
+        logits, features = self._runtime.logits_and_features(view.array[None])  # (1, classes), (1, channels, h, w)
         target = int(logits[0].argmax()) if options.target is None else options.target
         (all_classes,) = top_predictions(logits, self._labels, len(self._labels), self._card.temperature)
         prediction = next(p for p in all_classes if p.index == target)
         if options.method == GRAD_CAM:
-            heat = self._grad_cam(features[0], target)
-        else:
-            heat = self._integrated_gradients(pixels, target)
-        return Explanation(prediction, options.method, heat)
+            return Explanation(prediction, options.method, self._grad_cam(features[0], target))
+        if heat is None and self._device.type != "cpu":  # there it takes no seconds
+            heat = integrated_gradients(self._network, self._preprocessing, view.array, target, self._device)
+        if heat is None:
+            task = Gradients(self._card, self._weights, view, target, time.monotonic() + SECONDS)
+            task.start()
+            if later and self._lane:
+                return self._lane.defer(task)
+            heat = wait(task)["heat"]
+        return Explanation(prediction, options.method, _to_one(heat, float(np.percentile(heat, BRIGHTEST))))
 
     def respond(self, request: ExplanationRequest, accept: str) -> Response:
         """The answer to a request: JSON, or the picture with the heat map over it for who prefers ``image/png``."""
-        explanations = [self.explain(view.array, request.options) for view in request.views]
+        explanations = []
+        for view in request.views:
+            try:
+                explained = self.explain(view, request.options, request.later, request.heat)
+            except ServerBusy as error:
+                return error_response(error)
+            if isinstance(explained, Response):
+                return explained
+            explanations.append(explained)
         if request.instances:
             answers = [self._to_dict(e, view) for e, view in zip(explanations, request.views)]
             return Response(200, "OK", JSON, json_text({"explanations": answers}))
@@ -162,20 +196,9 @@ class Explainer:
 
     @cached_property
     def _network(self) -> torch.nn.Module:
-        """For gradients; its precision is float32."""
+        """For gradients where a GPU computes them; its precision is float32."""
         network: torch.nn.Module = load_network(self._card, self._weights, self._device)
         return network
-
-    def _integrated_gradients(self, pixels: npt.NDArray[np.uint8], target: int) -> npt.NDArray[np.float32]:
-        """(crop, crop, 3) → (crop, crop)."""
-        from captum.attr import IntegratedGradients  # when it is needed: with matplotlib it takes a second and 75 MB
-
-        images = self._preprocessing.to_tensor(pixels[None]).to(self._device)  # (1, 3, crop, crop)
-        attributions = IntegratedGradients(self._network).attribute(
-            images, baselines=0.0, target=target, n_steps=STEPS, internal_batch_size=STEPS_AT_ONCE
-        )  # (1, 3, crop, crop); 0 is the mean colour
-        heat: npt.NDArray[np.float32] = attributions[0].sum(0).clamp(min=0).float().cpu().numpy()  # (crop, crop)
-        return _to_one(heat, float(np.percentile(heat, BRIGHTEST)))
 
 
 def _to_one(heat: npt.NDArray[np.float32], highest: float) -> npt.NDArray[np.float32]:

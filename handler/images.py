@@ -40,6 +40,10 @@ _UPRIGHT = {
 }
 """EXIF orientation to what sets the picture upright (CIPA DC-008, tag 0x0112)."""
 _SWAPS_SIDES = frozenset(method for orientation, method in _UPRIGHT.items() if orientation >= 5)
+_STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
+"""Bytes that Pillow keeps a pixel, by mode; 4 in all others."""
+_DECODERS = {"WEBP": 17, "AVIF": 13}
+"""Bytes a pixel where the decoder keeps the picture several times."""
 STRIP = 256
 """Rows that are laid over white at a time."""
 _ICON = b"\0\0\1\0"
@@ -87,6 +91,19 @@ def decode_reduced(data: bytes, max_pixels: int, enough: int | None) -> tuple[Im
     Raises:
         InvalidImage, ImageTooLarge: as :func:`decode`.
     """
+    return load_reduced(open_picture(data, max_pixels), max_pixels, enough)
+
+
+def open_picture(data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """A picture of which nothing but the head was read; an icon is decoded.
+
+    Args:
+        data, max_pixels: as for :func:`decode`.
+        formats: those of FORMATS that are tried.
+
+    Raises:
+        InvalidImage, ImageTooLarge: as :func:`decode`, but for what the head doesn't show.
+    """
     if not data:
         raise InvalidImage(f"received an empty picture (0 bytes); {ACCEPTED}")
     try:
@@ -95,7 +112,7 @@ def decode_reduced(data: bytes, max_pixels: int, enough: int | None) -> tuple[Im
             warnings.simplefilter("ignore")
             if data.startswith(_ICON):
                 _check_icon(data, max_pixels)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=formats)
     except ImageTooLarge:
         raise
     except UnidentifiedImageError:
@@ -104,20 +121,40 @@ def decode_reduced(data: bytes, max_pixels: int, enough: int | None) -> tuple[Im
         raise _beyond_pillow(max_pixels) from None
     except Exception as error:  # a hostile header can make any parser of Pillow fail in any way
         raise InvalidImage(f"received a picture with a broken header ({_reason(error)}); {ACCEPTED}") from None
-    width, height = image.size
     _check_size(image, max_pixels)
+    return image
+
+
+def load_reduced(
+    image: Image.Image, max_pixels: int, enough: int | None, max_bytes: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The second half of :func:`decode_reduced`: decode what :func:`open_picture` opened, which is used up.
+
+    Args:
+        image: the open picture.
+        max_pixels, enough: as for :func:`decode_reduced`.
+        max_bytes: of memory that decoding may take; None: any.
+
+    Raises:
+        InvalidImage, ImageTooLarge: as :func:`decode`; also if ``max_bytes`` won't do, before a pixel is decoded.
+    """
+    width, height = image.size
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if enough is not None:
                 image.draft(image.mode, (enough, enough))  # without effect but on a JPEG
+            _check_memory(image, width * height, max_bytes)
             image.load()
+            vars(image).pop("_decoder", None)  # of WebP and AVIF: it holds the picture twice more
             turn = _turn(image)
-            upright = image.transpose(turn) if turn is not None else image
-            return _to_rgb(upright), (height, width) if turn in _SWAPS_SIDES else (width, height)
+            if turn is not None:
+                whole, image = image, image.transpose(turn)
+                whole.close()  # the caller still has it
+            return _to_rgb(image), (height, width) if turn in _SWAPS_SIDES else (width, height)
     except Image.DecompressionBombError:
         raise _beyond_pillow(max_pixels) from None
-    except MemoryError:
+    except (MemoryError, ImageTooLarge):
         raise
     except Exception as error:  # OSError (cut off), and what else a decoder meets in broken data
         raise InvalidImage(
@@ -132,6 +169,37 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise ImageTooLarge(
             f"received a {image.format} picture of {width} × {height} px = {width * height:,} pixels; "
             f"accepted are at most {max_pixels:,} pixels"
+        )
+
+
+def decoding_bytes(image: Image.Image, pixels: int) -> int:
+    """About how much memory it takes to decode an open picture and make it RGB; measured with Pillow 13.
+
+    Args:
+        image: as :func:`open_picture` gives it, or reduced by ``draft``.
+        pixels: width times height of the whole picture.
+    """
+    stored = _STORED.get(image.mode, 4)
+    plain = image.mode == "RGB" and "transparency" not in image.info
+    held = (
+        image.width
+        * image.height
+        * max(
+            stored + (10 if image.mode.startswith(("I", "F")) else 0 if plain else 5),
+            _DECODERS.get(image.format or "", 0),
+        )
+    )
+    # a progressive JPEG's coefficients, 2 bytes each, are all there before the first pixel
+    return held + pixels * 2 * len(image.getbands()) if image.info.get("progressive") else held
+
+
+def _check_memory(image: Image.Image, pixels: int, max_bytes: int | None) -> None:
+    needed = decoding_bytes(image, pixels)
+    if max_bytes is not None and needed > max_bytes:
+        raise ImageTooLarge(
+            f"received a {image.format} picture of {pixels:,} pixels, which takes about {needed / 1e6:,.0f} MB of "
+            f"memory to decode; this server has {max_bytes / 1e6:,.0f} MB for a picture: send it smaller, or as a "
+            "baseline JPEG"
         )
 
 

@@ -2,14 +2,11 @@
 
 ::
 
-    picture bytes ─ is_ordinary? ─ yes ─▶ decoded in the worker
-                          └ no ─▶ pipe ─▶ decoding process ─▶ pipe ─▶ uint8 array, or what is wrong
+    picture bytes ─▶ pipe ─▶ decoding process ─▶ pipe ─▶ uint8 array, or what is wrong
 
-Nearly every picture is an ordinary JPEG or PNG, whose work and memory are bounded by what its header
-says: it is decoded in the worker. All others, other formats, large pictures and odd structures, go
-to a process that may use so much memory and processor time for one picture and no more. Whatever
-happens to it, a crash of a decoder, a lack of memory, work without an end, is the answer of that one
-request; the worker starts another one at the next such picture (0.3 s).
+All but ordinary JPEG and PNG pictures (:mod:`handler.ordinary`) go to a process that may use so much
+memory and processor time and no more. Whatever happens to it, a crash of a decoder, a lack of memory,
+work without an end, is the answer of that one request; the next such picture gets another process (0.3 s).
 """
 
 from __future__ import annotations
@@ -22,208 +19,137 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+from PIL import AvifImagePlugin
 
 from handler import errors
-from handler.errors import ImageTooComplex, ImageTooLarge, InvalidImage, RequestError
-from handler.images import ACCEPTED
+from handler.errors import ImageTooComplex, ImageTooLarge, InvalidImage, RequestError, ServerBusy
+from handler.images import ACCEPTED, open_picture
 from handler.preprocessing import Preprocessing, View
 
 logger = logging.getLogger(__name__)
 
-ORDINARY_BYTES = 8 * 2**20
-ORDINARY_PIXELS = 16_000_000
-ORDINARY_SEGMENTS = 100
-"""Segments of a JPEG before its first scan; a camera writes 10 to 30."""
-ORDINARY_SCANS = 32
-"""Scans of a JPEG; a progressive one has about 10. Each costs a pass over the whole picture, and can be 20 bytes."""
-ORDINARY_CHUNKS = 2000
-"""Chunks of a PNG: 8 MiB in pieces of 8 kB are 1000."""
+BYTES_A_PIXEL = 18
+"""Memory for decoding: a transparent WebP takes the most (1.7 GB for 100 million pixels, Pillow 13.0)."""
+WEBP_BYTES = 9
+"""What a WebP's decoder reserves a pixel."""
+SPARE_BYTES = 48 * 2**20
+"""Memory beside a picture's pixels: its file, and what decoders have for themselves."""
+LOW_PRIORITY = 5
+"""Niceness of work that nobody is held up by: beside a prediction on the same core it gets a quarter of it."""
 
-BYTES_A_PIXEL = 28
-"""Memory for decoding: a transparent WebP takes the most (2.8 GB for 100 million pixels, Pillow 13.0)."""
-SPARE_BYTES = 256 * 2**20
-WALL_FACTOR = 3
-"""Seconds on the clock for a second of processor time, before the process is ended from outside."""
-
-_REQUEST = struct.Struct(">QI")
-"""Bytes of the picture, and px of the sides of the larger view; 0: none is wanted."""
-_HEADER = struct.Struct(">cI")
+_REQUEST = struct.Struct(">QIQd")
+"""Bytes of the picture; px of the sides of the larger view, 0: none; bytes of memory; seconds of processor time."""
+_HEADER = struct.Struct(">cdI")
+"""Kind of the answer, seconds of processor time that it took, bytes that follow."""
 _SIZE = struct.Struct(">II")
-_ARRAY, _ERROR = b"A", b"E"
+_READY, _ARRAY, _ERROR = b"R", b"A", b"E"
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from handler.isolation import serve; serve(sys.argv[2])"
 
 
-def is_ordinary(data: bytes) -> bool:
-    """Whether a picture is a JPEG or PNG that is decoded in the worker: not large, nothing odd about it.
-
-    It looks at the structure alone. A picture that it misjudges is only decoded in the other place.
-    """
-    if len(data) > ORDINARY_BYTES:
-        return False
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _is_ordinary_png(data)
-    return data.startswith(b"\xff\xd8\xff") and _is_ordinary_jpeg(data)
-
-
-def _is_ordinary_png(data: bytes) -> bool:
-    if len(data) < 24 or not 0 < _product(data, ">II", 16) <= ORDINARY_PIXELS:
-        return False
-    at = 8
-    for _ in range(ORDINARY_CHUNKS):
-        if at + 12 > len(data):
-            return True
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-    return False
-
-
-def _is_ordinary_jpeg(data: bytes) -> bool:
-    if _scans(data) > ORDINARY_SCANS:
-        return False
-    at, frame = 2, False
-    for _ in range(ORDINARY_SEGMENTS):
-        if at + 9 > len(data) or data[at] != 0xFF:
-            return False
-        marker = data[at + 1]
-        if marker == 0xDA:
-            return frame
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame: depth, height, width
-            frame = 0 < _product(data, ">HH", at + 5) <= ORDINARY_PIXELS
-            if not frame:
-                return False
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
-
-
-def _scans(data: bytes) -> int:
-    """How often FF DA stands in a JPEG, the marker of a scan: a ninth of the time that ``bytes.count`` takes."""
-    pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
-    return sum(int(np.count_nonzero(each == 0xDAFF)) for each in pairs)
-
-
-def _product(data: bytes, layout: str, at: int) -> int:
-    first, second = struct.unpack_from(layout, data, at)
-    return int(first) * int(second)
-
-
-class IsolatedReader:
-    """:meth:`Preprocessing.read` and :meth:`Preprocessing.view` that can't take their process down.
+class DecodingProcess:
+    """A process that decodes one picture after the other.
 
     Args:
         preprocessing: resize and crop.
         max_pixels: width times height of a picture at most.
-        max_seconds: processor time at most for decoding a picture that isn't ordinary.
 
-    Threads may share one; each has a decoding process of its own, which starts when it is needed and
-    ends with this process.
+    Raises:
+        ServerBusy: it can't be started now.
     """
 
-    def __init__(self, preprocessing: Preprocessing, max_pixels: int, max_seconds: int) -> None:
-        self.preprocessing = preprocessing
-        self.max_pixels = max_pixels
-        self.max_seconds = max_seconds
-        self._own = threading.local()
-        self._processes: set[subprocess.Popen[bytes]] = set()
+    def __init__(self, preprocessing: Preprocessing, max_pixels: int) -> None:
+        self._crop = preprocessing.crop
+        settings = {"resize": preprocessing.resize, "crop": preprocessing.crop, "max_pixels": max_pixels}
+        self._process = start(_CODE, json.dumps(settings))
+        self._ended = self._ready = False
 
-    def read(self, data: bytes) -> npt.NDArray[np.uint8]:
-        """What the network sees of a picture file: (crop, crop, 3) uint8, 0 to 255.
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes another picture."""
+        return not self._ended and self._process.poll() is None
+
+    def wait_until_ready(self) -> None:
+        """Wait until it has started; one that ended meanwhile is found out by :meth:`decode`."""
+        if not self._ready and self._process.stdout is not None:
+            self._ready = self._process.stdout.read(1) == _READY
+
+    def decode(self, data: bytes, side: int, max_bytes: int, seconds: float) -> tuple[View, float]:
+        """What the network sees of a picture file, and how many seconds of processor time that took.
+
+        Args:
+            data: the picture file.
+            side: px of the sides of the larger view; 0: none is wanted.
+            max_bytes: of memory that decoding may take.
+            seconds: of processor time that it may take; it is ended within a second more.
 
         Raises:
-            InvalidImage, ImageTooLarge: see :func:`handler.images.decode`; also if the decoder crashed
-                on it, or it took too much memory.
+            InvalidImage, ImageTooLarge: see :func:`handler.images.decode`; also if the decoder crashed on it, or it
+                took too much memory.
             ImageTooComplex: it took too long.
         """
-        if is_ordinary(data):
-            return self.preprocessing.read(data, self.max_pixels)
-        return _array(self._ask(data, 0), self.preprocessing.crop)
-
-    def view(self, data: bytes, side: int) -> View:
-        """What the network sees of a picture file, and the same with ``side`` px; errors as for :meth:`read`."""
-        if is_ordinary(data):
-            return self.preprocessing.view(data, self.max_pixels, side)
-        content = self._ask(data, side)
-        width, height = _SIZE.unpack_from(content)
-        pixels, crop = content[_SIZE.size :], self.preprocessing.crop
-        return View(_array(pixels[: crop * crop * 3], crop), _array(pixels[crop * crop * 3 :], side), (width, height))
-
-    def _ask(self, data: bytes, side: int) -> bytes:
-        """What the decoding process makes of a picture."""
-        process = self._process()
-        expired = threading.Event()
-
-        def end() -> None:
-            expired.set()
-            process.kill()
-
-        timer = threading.Timer(self.max_seconds * WALL_FACTOR, end)
-        timer.start()
         try:
-            return self._exchange(process, data, side)
+            content, used = self._exchange(data, side, max_bytes, seconds)
         except (OSError, EOFError):
-            raise self._reason(process, data, expired.is_set()) from None
-        finally:
-            timer.cancel()
+            raise self._reason(data, seconds) from None
+        width, height = _SIZE.unpack_from(content)
+        pixels = np.frombuffer(content, np.uint8, offset=_SIZE.size)
+        small = self._crop * self._crop * 3
+        return View(_square(pixels[:small], self._crop), _square(pixels[small:], side), (width, height)), used
+
+    def lower_priority(self) -> None:
+        """Let it step back behind predictions, for good: only root could take that back."""
+        if hasattr(os, "setpriority"):
+            with contextlib.suppress(OSError):  # it has just ended
+                os.setpriority(os.PRIO_PROCESS, self.pid, LOW_PRIORITY)
+
+    def end(self) -> int:
+        """End it; its exit code, that of its own end if it had ended. Another thread's :meth:`decode` ends, too."""
+        self._ended = True
+        self._process.kill()
+        return self._process.wait()
 
     def close(self) -> None:
-        """End the decoding processes."""
-        for process in list(self._processes):
-            self._end(process)
-
-    __del__ = close
-
-    def _end(self, process: subprocess.Popen[bytes]) -> int:
-        """End a decoding process; its exit code, that of its own end if it had ended."""
-        self._processes.discard(process)
-        process.kill()
-        for pipe in (process.stdin, process.stdout):
+        """End it and close its pipes; no other thread may be in :meth:`decode`."""
+        self.end()
+        for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):  # what wasn't written yet
                 pipe.close()  # type: ignore[union-attr]  # both are pipes
-        return process.wait()
 
-    def _process(self) -> subprocess.Popen[bytes]:
-        """The decoding process of this thread."""
-        process: subprocess.Popen[bytes] | None = getattr(self._own, "process", None)
-        if process in self._processes and process.poll() is None:
-            return process
-        settings = {
-            **{"resize": self.preprocessing.resize, "crop": self.preprocessing.crop},
-            **{"max_pixels": self.max_pixels, "max_seconds": self.max_seconds},
-        }
-        command = [sys.executable, "-I", "-c", _CODE, str(Path(__file__).parent.parent), json.dumps(settings)]
-        # its stderr would be a way to fill the log: libtiff complains about each wrong tag
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self._processes.add(process)
-        self._own.process = process
-        return process
-
-    def _exchange(self, process: subprocess.Popen[bytes], data: bytes, side: int) -> bytes:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(_REQUEST.pack(len(data), side))
-        process.stdin.write(data)
-        process.stdin.flush()
-        kind, length = _HEADER.unpack(_take(process.stdout, _HEADER.size))
-        content = _take(process.stdout, length)
+    def _exchange(self, data: bytes, side: int, max_bytes: int, seconds: float) -> tuple[bytes, float]:
+        self.wait_until_ready()
+        source, target = self._process.stdout, self._process.stdin
+        assert source is not None and target is not None
+        target.write(_REQUEST.pack(len(data), side, max(max_bytes, 0), seconds))
+        target.write(data)
+        target.flush()
+        kind, used, length = _HEADER.unpack(_take(source, _HEADER.size))
+        content = _take(source, length)
         if kind == _ERROR:
             name, message = json.loads(content)
             raise getattr(errors, name)(message)
-        return content
+        return content, used
 
-    def _reason(self, process: subprocess.Popen[bytes], data: bytes, expired: bool) -> RequestError:
-        """Why the decoding process ended in the middle of a picture; it is cleared away."""
-        code = self._end(process)
+    def _reason(self, data: bytes, seconds: float) -> RequestError:
+        """Why the process ended in the middle of a picture."""
+        code = self.end()
         what = f"received a picture of {len(data):,} bytes (it begins with {data[:12]!r})"
-        if expired or (os.name == "posix" and code == -signal.SIGXCPU):
-            logger.warning("a picture of %d bytes took more than %d s to decode", len(data), self.max_seconds)
+        logger.warning("the decoding process ended with %d on a picture of %d bytes", code, len(data))
+        if os.name == "posix" and code == -signal.SIGXCPU:
             return ImageTooComplex(
-                f"{what} that takes more than {self.max_seconds} s to decode; save it anew with an ordinary program, "
+                f"{what} that takes more than {seconds:.0f} s to decode; save it anew with an ordinary program, "
                 "or smaller"
             )
-        logger.warning("the decoding process ended with %d on a picture of %d bytes", code, len(data))
         if os.name == "posix" and code == -signal.SIGKILL:
             return ImageTooLarge(f"{what} that takes more memory to decode than this machine has left; send it smaller")
         return InvalidImage(
@@ -231,8 +157,33 @@ class IsolatedReader:
         )
 
 
-def _array(content: bytes, side: int) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(content, dtype=np.uint8).reshape(side, side, 3)  # (side, side, 3) uint8
+def start(code: str, *arguments: str, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """A Python process of this package's, with pipes to and from it, that ends when its standard input does.
+
+    Args:
+        code: Python; it gets the package's parent as its first argument.
+        arguments: those that follow.
+        pass_fds: open files that it inherits.
+
+    Raises:
+        ServerBusy: the system has no memory, process or file left for it.
+    """
+    command = [sys.executable, "-I", "-c", code, str(Path(__file__).parent.parent), *arguments]
+    # one place for the allocator, not one a thread: each would reserve memory that the limit counts
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    # its stderr would be a way to fill the log: libtiff complains about each wrong tag
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    try:
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment, pass_fds=pass_fds)
+    except OSError as error:
+        logger.warning("no process can be started for a request: %s", error)
+        raise ServerBusy(
+            f"the server can't start a process for this request now ({error.strerror}); try again in a few seconds"
+        ) from None
+
+
+def _square(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    return pixels.reshape(side, side, 3)  # (side, side, 3) uint8
 
 
 def _take(pipe: IO[bytes], length: int) -> bytes:
@@ -247,14 +198,24 @@ def serve(settings: str) -> NoReturn:
     chosen = json.loads(settings)
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library may print is no answer
-    _limit_memory(chosen["max_pixels"])
+    go_first()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each would have memory of its own
     preprocessing = Preprocessing(chosen["resize"], chosen["crop"], (), ())
+    base = _address_space()
+    target.write(_READY)
+    target.flush()
     while request := source.read(_REQUEST.size):
-        length, side = _REQUEST.unpack(request)
+        length, side, max_bytes, seconds = _REQUEST.unpack(request)
         data = _take(source, length)
-        _limit_time(chosen["max_seconds"])
+        before = _limit_time(seconds)
+        spare = None if base is None else base + SPARE_BYTES
+        # a WebP's decoder reserves memory as it is opened, which it takes when it decodes
+        _limit_memory(spare, chosen["max_pixels"] * WEBP_BYTES if data.startswith(b"RIFF") else max_bytes)
         try:
-            kind, content = _ARRAY, _decoded(preprocessing, data, chosen["max_pixels"], side)
+            opened = open_picture(data, chosen["max_pixels"])
+            _limit_memory(spare, max_bytes)
+            view = preprocessing.view(opened, chosen["max_pixels"], side, max_bytes)
+            kind, content = _ARRAY, _SIZE.pack(*view.size) + view.array.tobytes() + view.enlarged.tobytes()
         except RequestError as error:
             kind, content = _ERROR, json.dumps([error.type, str(error)]).encode()
         except MemoryError:
@@ -263,39 +224,53 @@ def serve(settings: str) -> NoReturn:
                 "save it anew with an ordinary program, or smaller"
             )
             kind, content = _ERROR, json.dumps(["ImageTooLarge", message]).encode()
-        target.write(_HEADER.pack(kind, len(content)))
+        opened = view = None  # type: ignore[assignment]
+        target.write(_HEADER.pack(kind, _processor_time() - before, len(content)))
         target.write(content)
         target.flush()
     sys.exit(0)
 
 
-def _decoded(preprocessing: Preprocessing, data: bytes, max_pixels: int, side: int) -> bytes:
-    if not side:
-        return preprocessing.read(data, max_pixels).tobytes()
-    view = preprocessing.view(data, max_pixels, side)
-    return _SIZE.pack(*view.size) + view.array.tobytes() + view.enlarged.tobytes()
-
-
-def _limit_memory(max_pixels: int) -> None:
-    """So much more than now; and if the machine runs out of it, this process goes first, not the worker."""
+def go_first() -> None:
+    """If the machine runs out of memory, this process goes first, not the worker; it leaves no core file."""
     if sys.platform == "win32":  # pragma: no cover (Windows)
         return
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError, ValueError):  # Linux alone
-        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        limit = used + SPARE_BYTES + max_pixels * BYTES_A_PIXEL
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with contextlib.suppress(OSError):  # Linux alone
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
-def _limit_time(seconds: int) -> None:
-    """So much more processor time than was used; beyond, the kernel ends this process (SIGXCPU)."""
-    if sys.platform == "win32":  # pragma: no cover (Windows)
-        return
-    import resource
+def _address_space() -> int | None:
+    """Bytes of this process' address space, where the system tells and limits it (Linux)."""
+    try:
+        import resource
 
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds + 1, hard))
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        return None
+
+
+def _limit_memory(spare: int | None, size: int) -> None:
+    if spare is not None and sys.platform != "win32":
+        import resource
+
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_AS, (spare + size, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _limit_time(seconds: float) -> float:
+    """So much more processor time than was used, the result; beyond, the kernel ends this process (SIGXCPU)."""
+    used = _processor_time()
+    if sys.platform != "win32":
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used + seconds) + 1, hard))
+    return used
+
+
+def _processor_time() -> float:
+    used = os.times()
+    return used.user + used.system

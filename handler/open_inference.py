@@ -166,7 +166,7 @@ def infer_error_response(error: RequestError, identity: object, model: Model) ->
     names = {"id": identity if _is_id(identity) else "", "model_name": model.name}
     rest = {"model_version": model.version, "outputs": outputs}
     body = {**error.to_dict(), "error": str(error), **names, **rest}
-    return Response(error.status, error.phrase, JSON, json_text(body), outcome=error.type)
+    return Response(error.status, error.phrase, JSON, json_text(body), error.type, error.headers)
 
 
 def about_response(row: Mapping[str, Any], model: Model, platform: str) -> Response:

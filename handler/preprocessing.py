@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from handler.card import ModelCard
-from handler.images import decode_reduced
+from handler.images import decode_reduced, load_reduced
 
 if TYPE_CHECKING:
     import torch  # the functions below import it: the decoding process (handler.isolation) does without
@@ -31,8 +31,8 @@ with 1, the labels of one picture in thirty would change."""
 class View:
     """A picture for the network and for people: what the network sees, as it takes it and larger.
 
-    ``array``: (crop, crop, 3) uint8. ``enlarged``: (side, side, 3) uint8. ``size``: width and height of
-    the whole picture in px, upright.
+    ``array``: (crop, crop, 3) uint8. ``enlarged``: (side, side, 3) uint8, (0, 0, 3) if none is wanted.
+    ``size``: width and height of the whole picture in px, upright.
     """
 
     array: npt.NDArray[np.uint8]
@@ -71,10 +71,21 @@ class Preprocessing:
         """
         return self.to_array(*decode_reduced(data, max_pixels, self.enough))
 
-    def view(self, data: bytes, max_pixels: int, side: int) -> View:
-        """What the network sees of a picture file, and the same with ``side`` px; errors as for :meth:`read`."""
-        image, size = decode_reduced(data, max_pixels, self.enough)
-        return View(self.to_array(image, size), np.asarray(self.centre(image, size, side)), size)
+    def view(self, opened: Image.Image, max_pixels: int, side: int, max_bytes: int | None = None) -> View:
+        """What the network sees of a picture, and the same with ``side`` px.
+
+        Args:
+            opened: by :func:`handler.images.open_picture`; it is used up.
+            max_pixels: width times height at most.
+            side: px of the larger one; 0: none is wanted.
+            max_bytes: of memory that decoding may take; None: any.
+
+        Raises:
+            InvalidImage, ImageTooLarge: see :func:`handler.images.load_reduced`.
+        """
+        image, size = load_reduced(opened, max_pixels, self.enough, max_bytes)
+        larger = np.asarray(self.centre(image, size, side)) if side else np.empty((0, 0, 3), np.uint8)
+        return View(self.to_array(image, size), larger, size)
 
     def to_array(self, image: Image.Image, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
         """The centre of an RGB image, scaled so that its shorter side is ``resize`` px.

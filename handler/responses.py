@@ -85,7 +85,7 @@ def prediction_response(
 
 def error_response(error: RequestError) -> Response:
     """The answer to a request that can't be served: TorchServe's error form."""
-    return Response(error.status, error.phrase, JSON, json_text(error.to_dict()), outcome=error.type)
+    return Response(error.status, error.phrase, JSON, json_text(error.to_dict()), error.type, error.headers)
 
 
 def describe_response(card: Mapping[str, Any]) -> Response:

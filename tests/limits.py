@@ -22,10 +22,11 @@ from PIL import Image
 from scripts.lib.paths import BUNDLED, ROOT
 from tests import vocabulary
 from tests.control_groups import Group, memory_group
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, Running, command, free_ports
+from tests.e2e.conftest import COMMAND_TIMEOUT_S, Running, command
 from tests.fuzzing import GOOD, GROWTH_BYTES
 from tests.hostile import JSON, MULTIPART, form_of, request
 from tests.pictures import bomb
+from tests.ports import free_ports
 from tests.processes import server_processes
 from tests.promises import Report
 from tests.waiting import wait_until

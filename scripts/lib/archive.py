@@ -114,9 +114,18 @@ def check_model_config(config: object) -> Mapping[str, Any]:
             f"known are {', '.join(sorted(KNOWN_KEYS))}, limits and pt2"
         )
     limits = config.get("limits")
-    wanted = {"max_image_pixels", "max_decode_seconds", "max_instances"}
-    if not isinstance(limits, Mapping) or set(limits) != wanted or not all(_positive(v) for v in limits.values()):
-        raise CommandError(f"config/{MODEL_CONFIG}: limits must hold {', '.join(sorted(wanted))}, positive numbers")
+    numbers = {"max_image_pixels", "max_decode_seconds", "max_wait_seconds", "max_instances"}
+    switch = "integrated_gradients"
+    if (
+        not isinstance(limits, Mapping)
+        or set(limits) != {*numbers, switch}
+        or not all(_positive(limits[name]) for name in numbers)
+        or not isinstance(limits[switch], bool)
+    ):
+        raise CommandError(
+            f"config/{MODEL_CONFIG}: limits must hold {', '.join(sorted(numbers))}, positive numbers, and {switch}, "
+            "true or false"
+        )
     return config
 
 

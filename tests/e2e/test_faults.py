@@ -26,13 +26,13 @@ from scripts.lib.console import CommandError
 from scripts.lib.management import Management
 from scripts.lib.paths import ROOT
 from scripts.lib.server import find_server, held_workers, run_folder
+from tests.control_groups import memory_group
 from tests.e2e.conftest import Running, command, serving
 from tests.faults import kill_workers
 from tests.fuzzing import GOOD
 from tests.golden import CHELSEA
 from tests.hostile import bombs, request
 from tests.load import load
-from tests.memory import memory_group
 from tests.ports import free_ports
 from tests.programs import program
 from tests.scenes import write_scenes

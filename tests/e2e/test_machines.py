@@ -13,8 +13,9 @@ import pytest
 from scripts.lib.archive import archive_path
 from scripts.lib.management import Management
 from scripts.lib.paths import ROOT
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, command, free_ports, serving
+from tests.e2e.conftest import COMMAND_TIMEOUT_S, command, serving
 from tests.golden import CHELSEA
+from tests.ports import free_ports
 from tests.versions import NEW_LABEL, write_golden, write_new_version
 
 

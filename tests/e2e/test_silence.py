@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from scripts.lib.paths import ROOT
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, free_ports
+from tests.e2e.conftest import COMMAND_TIMEOUT_S
 from tests.golden import CHELSEA, PACKAGED
+from tests.ports import free_ports
 from tests.programs import program
 from tests.scenes import write_scenes
 

@@ -44,13 +44,13 @@ def main(args: argparse.Namespace) -> int:
 
         from handler.errors import RequestError
         from handler.images import decode_reduced
-        from handler.isolation import is_ordinary
+        from handler.ordinary import ordinary
         from handler.payload import parse
 
     from tests.hostile import samples
 
     def one(data: bytes) -> None:
-        is_ordinary(data)
+        ordinary(data)
         try:
             row: dict[str, Any] = {"body": json.loads(data)}
         except (ValueError, RecursionError):

@@ -30,7 +30,10 @@ from tests.unit.worker_protocol import Answer, answers_in
 
 TINY = Architecture("compact", growth_rate=8, block_config=(2, 2), num_init_features=16)
 LABELS = ["Samoyed", "tabby", "crane", "crane", "Bächli", "maillot", "ice cream"]  # two cranes, as in ImageNet
-LIMITS = {"max_image_pixels": 1_000_000, "max_decode_seconds": 10, "max_instances": 4}
+LIMITS = {
+    **{"max_image_pixels": 1_000_000, "max_decode_seconds": 10, "max_wait_seconds": 20, "max_instances": 4},
+    "integrated_gradients": True,
+}
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from handler.gradients import SECONDS
+from handler.memory import JAVA_SHARE
 from scripts.lib.archive import GPU_CONFIG, KNOWN_KEYS, check_model_config, model_config
 from scripts.lib.console import CommandError
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.packed import MODEL_CONFIG
 from scripts.lib.paths import BUNDLED, CONFIG
 from scripts.lib.server import METRICS_CONFIG, read_properties, server_properties
+from tests.unit.conftest import LIMITS
 
 PROPERTIES = CONFIG / "config.properties"
 
@@ -106,7 +109,11 @@ def test_flags_of_serve_replace_settings() -> None:
 
 def test_the_model_config_is_accepted() -> None:
     config = check_model_config(yaml.safe_load((CONFIG / MODEL_CONFIG).read_text(encoding="utf-8")))
-    assert config["limits"] == {"max_image_pixels": 100_000_000, "max_decode_seconds": 10, "max_instances": 64}
+    limits = config["limits"]
+    assert (limits["max_image_pixels"], limits["max_instances"]) == (100_000_000, 64)
+    assert limits["max_decode_seconds"] < limits["max_wait_seconds"] <= config["responseTimeout"] / 3
+    assert limits["max_wait_seconds"] < SECONDS < config["responseTimeout"]
+    assert f"-XX:MaxRAMPercentage={100 * JAVA_SHARE:.0f} " in read_properties(PROPERTIES)["vmargs"]
 
 
 @pytest.mark.parametrize(
@@ -114,9 +121,10 @@ def test_the_model_config_is_accepted() -> None:
     [
         ({"batchsize": 1}, "has the key 'batchsize', which TorchServe doesn't know; known are asyncCommunication"),
         ({"limits": {"max_image_pixels": 5}}, "limits must hold max_decode_seconds, max_image_pixels, max_instances"),
-        ({"limits": {"max_image_pixels": -5, "max_instances": 1}}, "positive numbers"),
+        ({"limits": {**LIMITS, "max_instances": -5}}, "positive numbers"),
+        ({"limits": {**LIMITS, "integrated_gradients": 1}}, "and integrated_gradients, true or false"),
     ],
-    ids=["unknown-key", "missing-limit", "negative-limit"],
+    ids=["unknown-key", "missing-limit", "negative-limit", "no-switch"],
 )
 def test_a_wrong_model_config_is_refused(change: dict[str, object], message: str) -> None:
     config = yaml.safe_load((CONFIG / MODEL_CONFIG).read_text(encoding="utf-8"))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,16 @@ from captum.attr import LayerGradCam
 from PIL import Image
 from torch import nn
 
+from handler import memory
 from handler.card import ModelCard
 from handler.densenet_handler import DenseNetHandler
-from handler.errors import InvalidImage
-from handler.explanation import BRIGHTEST, OVERLAY_SCALE, STEPS, Explainer, Explanation, enlarged
-from handler.images import decode_reduced
-from handler.isolation import IsolatedReader
+from handler.errors import ServerBusy
+from handler.explanation import BRIGHTEST, OVERLAY_SCALE, Explainer, Explanation, enlarged
+from handler.gradients import STEPS, Gradients, integrated_gradients
+from handler.images import decode_reduced, open_picture
 from handler.network import load_network
 from handler.payload import METHODS, ExplanationOptions
-from handler.preprocessing import Preprocessing
+from handler.preprocessing import Preprocessing, View
 from handler.runtimes import load_runtime
 from handler.topk import Prediction
 from scripts.lib.conversion import loaded
@@ -32,7 +36,7 @@ from scripts.lib.paths import BUNDLED, ROOT
 from scripts.lib.precision import Wanted, settle
 from tests.golden import CHELSEA, PACKAGED
 from tests.pictures import base64_of, halves, jpeg, oriented, save
-from tests.unit.conftest import LABELS, Request, serve
+from tests.unit.conftest import LABELS, LIMITS, Request, config_of, serve, start
 from tests.unit.worker_protocol import Answer
 
 CPU = torch.device("cpu")
@@ -41,15 +45,22 @@ SAMOYEDS = sorted((ROOT.parent / "shared" / "data" / "oxford-pets" / "samoyed").
 EXPLAIN = {"explain": "True"}
 
 
-def reader(card: ModelCard) -> IsolatedReader:
-    """As a worker has it."""
-    return IsolatedReader(Preprocessing.of(card), MAX_PIXELS, 10)
+def read(card: ModelCard, data: bytes) -> View:
+    """A picture as a worker reads it for an explanation."""
+    return Preprocessing.of(card).view(open_picture(data, MAX_PIXELS), MAX_PIXELS, OVERLAY_SCALE * card.crop)
+
+
+def explained(explainer: Explainer, view: View, method: str = METHODS[0], target: int | None = None) -> Explanation:
+    """An explanation that isn't put off."""
+    explanation = explainer.explain(view, ExplanationOptions(method, target))
+    assert isinstance(explanation, Explanation)
+    return explanation
 
 
 def torch_explainer(model: ModelFolder) -> Explainer:
     """With the network in PyTorch, float32."""
     runtime = load_runtime(model.card, model.path, model.weights, CPU)
-    return Explainer(model.card, model.labels, runtime, model.weights, CPU, reader(model.card))
+    return Explainer(model.card, model.labels, runtime, model.weights, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +74,7 @@ def served(bundled: ModelFolder) -> Iterator[Explainer]:
     """The bundled model as it is served on this machine."""
     card, files = settle(bundled, Wanted())
     with loaded(bundled, card, files) as runtime:
-        yield Explainer(card, bundled.labels, runtime, bundled.weights, CPU, reader(card))
+        yield Explainer(card, bundled.labels, runtime, bundled.weights, CPU)
 
 
 def explain(handler: DenseNetHandler, *rows: dict[str, Any], accept: str = "") -> list[Answer]:
@@ -78,8 +89,8 @@ def explain(handler: DenseNetHandler, *rows: dict[str, Any], accept: str = "") -
 @pytest.mark.parametrize("target", [None, 0, 36])
 def test_grad_cam_is_captums(bundled: ModelFolder, picture: Path, target: int | None) -> None:
     explainer = torch_explainer(bundled)
-    view = explainer.read(picture.read_bytes())
-    explanation = explainer.explain(view.array, ExplanationOptions(target=target))
+    view = read(bundled.card, picture.read_bytes())
+    explanation = explained(explainer, view, target=target)
     trained = load_network(bundled.card, bundled.weights, CPU)
     # torchvision's forward calls ReLU and mean as functions, of which captum can't take hold
     network = nn.Sequential(
@@ -98,8 +109,8 @@ def test_grad_cam_is_captums(bundled: ModelFolder, picture: Path, target: int | 
 
 def test_integrated_gradients_are_the_definitions(tiny_model: ModelFolder) -> None:
     explainer = torch_explainer(tiny_model)
-    view = explainer.read(jpeg(3))
-    found = explainer.explain(view.array, ExplanationOptions("integrated-gradients", 2))
+    view = read(tiny_model.card, jpeg(3))
+    found = explained(explainer, view, "integrated-gradients", 2)
     network = load_network(tiny_model.card, tiny_model.weights, CPU)
     images = Preprocessing.of(tiny_model.card).to_tensor(view.array[None])
     places, weights = np.polynomial.legendre.leggauss(STEPS)
@@ -122,8 +133,8 @@ def test_integrated_gradients_are_the_definitions(tiny_model: ModelFolder) -> No
 def test_the_runtime_that_serves_gives_the_map_of_pytorch(bundled: ModelFolder, served: Explainer) -> None:
     exact = torch_explainer(bundled)
     for golden in PACKAGED:
-        array = exact.read(golden.path.read_bytes()).array
-        found, wanted = (e.explain(array, ExplanationOptions()) for e in (served, exact))
+        view = read(exact._card, golden.path.read_bytes())
+        found, wanted = (explained(e, view) for e in (served, exact))
         assert found.prediction.index == wanted.prediction.index
         assert np.abs(found.heat - wanted.heat).max() < 0.1  # bfloat16 where the processor has it
 
@@ -132,19 +143,59 @@ def test_the_runtime_that_serves_gives_the_map_of_pytorch(bundled: ModelFolder, 
 def test_the_heat_is_between_0_and_1(tiny_model: ModelFolder, method: str) -> None:
     explainer = torch_explainer(tiny_model)
     for golden in PACKAGED:
-        heat = explainer.explain(explainer.read(golden.path.read_bytes()).array, ExplanationOptions(method)).heat
+        heat = explained(explainer, read(tiny_model.card, golden.path.read_bytes()), method).heat
         assert heat.dtype == np.float32
         assert heat.min() >= 0
         assert heat.max() == 1
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_where_nothing_speaks_for_a_class_all_is_0(tiny_model: ModelFolder, method: str) -> None:
-    explainer = torch_explainer(tiny_model)
+def test_where_nothing_speaks_for_a_class_all_is_0(tiny_model: ModelFolder) -> None:
+    explainer, view = torch_explainer(tiny_model), read(tiny_model.card, jpeg())
     explainer._class_weights[4] = 0
+    assert not explained(explainer, view, target=4).heat.any()
     explainer._network.get_parameter("classifier.weight")[4] = 0
-    heat = explainer.explain(explainer.read(jpeg()).array, ExplanationOptions(method, 4)).heat
-    assert not heat.any()
+    preprocessing = Preprocessing.of(tiny_model.card)
+    assert not integrated_gradients(explainer._network, preprocessing, view.array, 4, CPU).any()
+
+
+def test_one_explanation_by_integrated_gradients_at_a_time(tiny_model: ModelFolder) -> None:
+    """The lock is free as soon as the process has ended, however it did."""
+    view, deadline = read(tiny_model.card, jpeg()), time.monotonic() + 60
+
+    def task() -> Gradients:
+        return Gradients(tiny_model.card, tiny_model.weights, view, 0, deadline)
+
+    first = task()
+    first.start()
+    with pytest.raises(ServerBusy, match=r"^the server computes one explanation .*, and one is under way; try again"):
+        task().start()
+    assert first._process is not None
+    os.kill(first._process.pid, signal.SIGKILL)
+    assert first.wait(60)
+    with pytest.raises(
+        ServerBusy, match=r"ended with -9 \(-9: the memory ran out\); try again later, or ask for grad-cam"
+    ):
+        first.result()
+    second = task()
+    second.start()
+    assert second.wait(60)
+    assert second.result()["heat"].shape == (64, 64)
+
+
+def test_without_memory_integrated_gradients_are_put_off(
+    tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 10**8)
+    view = read(tiny_model.card, jpeg())
+    with pytest.raises(ServerBusy, match=r"take up to \d+ MB of memory, which aren't free now; try again later"):
+        Gradients(tiny_model.card, tiny_model.weights, view, 0, 0).start()
+
+
+def test_integrated_gradients_can_be_switched_off(tiny_model: ModelFolder) -> None:
+    handler = start(tiny_model.path, {**config_of(tiny_model), "limits": {**LIMITS, "integrated_gradients": False}})
+    off, on = explain(handler, {"body": jpeg(), "method": bytearray(b"integrated-gradients")}, {"body": jpeg()})
+    assert (off.status, off.json["type"], on.status) == (400, "InvalidParameter", 200)
+    assert off.json["message"] == "received method='integrated-gradients', which is off at this server; send grad-cam"
 
 
 # --- sensible ---------------------------------------------------------------------------------------
@@ -166,12 +217,12 @@ def test_what_is_hottest_matters_most(bundled: ModelFolder, served: Explainer) -
         return result
 
     def probability(array: np.ndarray) -> float:
-        return served.explain(array, ExplanationOptions(target=samoyed)).prediction.probability
+        return explained(served, View(array, array, (1, 1)), target=samoyed).prediction.probability
 
     hottest, random = [], []
     for path in SAMOYEDS:
-        array = served.read(path.read_bytes()).array
-        explanation = served.explain(array, ExplanationOptions(target=samoyed))
+        array = read(card, path.read_bytes()).array
+        explanation = explained(served, View(array, array, (1, 1)), target=samoyed)
         before, shape = explanation.prediction.probability, explanation.heat.shape
         hottest.append(before - probability(covered(array, explanation.heat)))
         draws = [covered(array, rng.random(shape, dtype=np.float32)) for _ in range(5)]
@@ -236,7 +287,7 @@ def test_an_explanation_as_a_picture(tiny_handler: DenseNetHandler, method: str)
 
 def test_the_picture_shows_the_crop_upright_and_the_heat_where_it_is(tiny_model: ModelFolder) -> None:
     explainer = torch_explainer(tiny_model)
-    view = explainer.read(oriented(6, "PNG"))  # red left, blue right, stored lying
+    view = read(tiny_model.card, oriented(6, "PNG"))  # red left, blue right, stored lying
     heat = np.zeros((2, 2), dtype=np.float32)
     heat[0, 1] = 1  # upper right
     picture = explainer.draw(Explanation(Prediction("a", 0, 1), "grad-cam", heat), view)
@@ -292,11 +343,10 @@ def test_predictions_and_explanations_in_one_batch(tiny_handler: DenseNetHandler
         assert answer.json["probability"] == pytest.approx(wanted["probability"], abs=1e-4)
 
 
-def test_what_is_wrong_with_a_picture_is_said(tiny_handler: DenseNetHandler, served: Explainer) -> None:
+def test_what_is_wrong_with_a_picture_is_said(tiny_handler: DenseNetHandler) -> None:
     answers = explain(tiny_handler, {"body": b""}, {"body": jpeg()[:-600]}, {"body": jpeg()})
     assert [a.status for a in answers] == [400, 400, 200]
-    with pytest.raises(InvalidImage, match=r"^received an empty picture \(0 bytes\)"):
-        served.read(b"")
+    assert answers[0].json["message"].startswith("received an empty picture (0 bytes)")
 
 
 def test_the_answer_is_json_that_everybody_reads(served: Explainer) -> None:
@@ -305,8 +355,8 @@ def test_the_answer_is_json_that_everybody_reads(served: Explainer) -> None:
 
 
 def _explained(explainer: Explainer) -> tuple[Any, Any]:
-    view = explainer.read(CHELSEA.read_bytes())
-    return explainer.explain(view.array, ExplanationOptions()), view
+    view = read(explainer._card, CHELSEA.read_bytes())
+    return explained(explainer, view), view
 
 
 def test_the_region_of_a_reduced_picture_is_the_whole_ones(tiny_model: ModelFolder) -> None:
@@ -316,8 +366,8 @@ def test_the_region_of_a_reduced_picture_is_the_whole_ones(tiny_model: ModelFold
     regions = []
     for picture_format in ("JPEG", "PNG"):
         data = save(picture, picture_format)
-        view = explainer.read(data)
-        answer = explainer._to_dict(explainer.explain(view.array, ExplanationOptions()), view)
+        view = read(tiny_model.card, data)
+        answer = explainer._to_dict(explained(explainer, view), view)
         regions.append((answer["region"], answer["picture"]))
         decoded, _ = decode_reduced(data, MAX_PIXELS, Preprocessing.of(tiny_model.card).enough)
         assert decoded.width == (1601 if picture_format == "PNG" else 201)

@@ -564,13 +564,13 @@ def test_a_worker_with_threads_decodes_a_batch_with_them(
     finally:
         torch.set_num_threads(before)
     names: set[str] = set()
-    read = threaded.image_processing
+    read = threaded.reader.read
 
-    def named(data: bytes) -> Any:
+    def named(*arguments: Any) -> Any:
         names.add(threading.current_thread().name)
-        return read(data)
+        return read(*arguments)
 
-    monkeypatch.setattr(threaded, "image_processing", named)
+    monkeypatch.setattr(threaded.reader, "read", named)
     assert [(answer.status, answer.body) for answer in serve(threaded, requests)] == wanted
     assert names and all(name.startswith("ThreadPoolExecutor") for name in names)
 

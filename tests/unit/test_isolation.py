@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+import resource
 import signal
 import sys
 import threading
@@ -15,12 +17,13 @@ import psutil
 import pytest
 from PIL import Image
 
-from handler import isolation
-from handler.errors import ImageTooComplex, ImageTooLarge, InvalidImage, RequestError
-from handler.isolation import IsolatedReader, is_ordinary
-from handler.preprocessing import Preprocessing
+from handler import reading
+from handler.errors import ImageTooComplex, ImageTooLarge, InvalidImage, RequestError, ServerBusy
+from handler.images import open_picture
+from handler.preprocessing import Preprocessing, View
+from handler.reading import PictureReader
+from handler.responses import Response
 from tests import hostile, pictures
-from tests.golden import PACKAGED, Golden
 from tests.pictures import ACCEPTED, Broken, Sample, jpeg, save
 
 PREPROCESSING = Preprocessing(72, 64, (), ())
@@ -30,111 +33,147 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the limits are 
 
 
 @pytest.fixture(scope="module")
-def reader() -> Iterator[IsolatedReader]:
+def reader() -> Iterator[PictureReader]:
     """A reader for the whole module; whatever a test sends must leave it usable."""
-    made = IsolatedReader(PREPROCESSING, MAX_PIXELS, 10)
+    made = PictureReader(PREPROCESSING, MAX_PIXELS, 10)
     yield made
     made.close()
+
+
+def views(reader: PictureReader, *pictures: bytes, side: int = 0, seconds: float = 30) -> list[View]:
+    """The views of a request that can't be put off."""
+    read = reader.read(pictures, side, time.monotonic() + seconds, instances=len(pictures) > 1)
+    assert not isinstance(read, Response)
+    return read
+
+
+def pixels(reader: PictureReader, data: bytes) -> np.ndarray:
+    """What the network sees of a picture."""
+    return views(reader, data)[0].array
 
 
 @pytest.fixture
 def isolated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is ordinary: everything goes to the decoding process."""
-    monkeypatch.setattr(isolation, "is_ordinary", lambda data: False)
+    monkeypatch.setattr(reading, "ordinary", lambda *_: None)
 
 
-def helper(reader: IsolatedReader) -> psutil.Process:
-    """The decoding process of this thread."""
-    return psutil.Process(reader._process().pid)
-
-
-@pytest.mark.parametrize("golden", PACKAGED, ids=lambda g: g.name)
-def test_photographs_are_ordinary(golden: Golden) -> None:
-    assert is_ordinary(golden.path.read_bytes())
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        pytest.param(save(pictures.noise(64, 64), "WEBP"), id="another-format"),
-        pytest.param(jpeg() + bytes(isolation.ORDINARY_BYTES), id="many-bytes"),
-        pytest.param(save(Image.new("L", (5000, 4000)), "PNG"), id="many-pixels-png"),
-        pytest.param(save(Image.new("L", (5000, 4000)), "JPEG"), id="many-pixels-jpeg"),
-        pytest.param(hostile.jpeg_of_scans(64, 33), id="many-scans"),
-        pytest.param(hostile.jpeg_of_segments(100), id="many-segments"),
-        pytest.param(hostile.png_of_chunks(2000), id="many-chunks"),
-        pytest.param(b"\x89PNG\r\n\x1a\n", id="png-without-header"),
-        pytest.param(b"\xff\xd8\xff\xda\0\2" + bytes(20), id="jpeg-without-frame"),
-        pytest.param(jpeg()[:30], id="jpeg-cut-off"),
-        pytest.param(b"", id="nothing"),
-    ],
-)
-def test_what_is_odd_or_large_is_not_ordinary(data: bytes) -> None:
-    assert not is_ordinary(data)
-
-
-@pytest.mark.parametrize(
-    "data", [jpeg(), b"\xff\xd8\xff", b"\xff\xd8\xff\xda" + b"\xff\xda\0" * 7], ids=["one", "none", "both"]
-)
-def test_scans_are_counted_at_even_and_odd_places(data: bytes) -> None:
-    assert isolation._scans(data) == data.count(b"\xff\xda")
+def helper(reader: PictureReader) -> psutil.Process:
+    """The decoding process that the next picture gets."""
+    process = reader.process()
+    process.wait_until_ready()
+    reader.give_back(process)
+    return psutil.Process(process.pid)
 
 
 @pytest.mark.usefixtures("isolated")
 @pytest.mark.parametrize("sample", pictures.samples(), ids=lambda s: s.name)
-def test_both_places_give_the_same_pixels(reader: IsolatedReader, sample: Sample) -> None:
-    assert np.array_equal(reader.read(sample.data), PREPROCESSING.read(sample.data, MAX_PIXELS))
-    here, there = PREPROCESSING.view(sample.data, MAX_PIXELS, 100), reader.view(sample.data, 100)
+def test_both_places_give_the_same_pixels(reader: PictureReader, sample: Sample) -> None:
+    assert np.array_equal(pixels(reader, sample.data), PREPROCESSING.read(sample.data, MAX_PIXELS))
+    here = PREPROCESSING.view(open_picture(sample.data, MAX_PIXELS), MAX_PIXELS, 100)
+    (there,) = views(reader, sample.data, side=100)
     assert np.array_equal(there.array, here.array) and np.array_equal(there.enlarged, here.enlarged)
     assert (there.size, there.enlarged.shape) == (here.size, (100, 100, 3))
 
 
 @pytest.mark.usefixtures("isolated")
 @pytest.mark.parametrize("case", pictures.broken(), ids=lambda c: c.name)
-def test_both_places_say_the_same_of_a_broken_picture(reader: IsolatedReader, case: Broken) -> None:
+def test_both_places_say_the_same_of_a_broken_picture(reader: PictureReader, case: Broken) -> None:
     process = helper(reader)
     with pytest.raises(RequestError, match=case.message) as caught:
-        reader.read(case.data)
+        pixels(reader, case.data)
     assert (caught.value.type, caught.value.status) == (case.type, case.status)
     assert process.is_running(), "a broken picture ended the process"
 
 
 @pytest.mark.parametrize("bomb", hostile.bombs(), ids=lambda b: b.name)
-def test_bomb_is_answered_within_its_limits(reader: IsolatedReader, bomb: hostile.Bomb) -> None:
+def test_bomb_is_answered_within_its_limits(reader: PictureReader, bomb: hostile.Bomb) -> None:
     before = psutil.Process().memory_info().rss
     try:
-        assert reader.read(bomb.data).shape == (64, 64, 3)
+        assert pixels(reader, bomb.data).shape == (64, 64, 3)
         answer = "served"
     except RequestError as error:
         answer = error.type
     assert answer == bomb.answer
     assert psutil.Process().memory_info().rss - before < 400e6, "the worker's memory grew"
-    assert reader.read(jpeg()).shape == (64, 64, 3)
+    assert pixels(reader, jpeg()).shape == (64, 64, 3)
 
 
 def test_too_much_work_ends_the_process_and_not_the_worker() -> None:
-    reader = IsolatedReader(PREPROCESSING, MAX_PIXELS, 1)
+    reader = PictureReader(PREPROCESSING, MAX_PIXELS, 1)
     data = hostile.jpeg_of_scans(10_000, 4000)
     process = helper(reader)
     start = time.process_time()
     with pytest.raises(ImageTooComplex, match=r"that takes more than 1 s to decode; save it anew") as caught:
-        reader.read(data)
+        pixels(reader, data)
     assert caught.value.status == 413
     assert time.process_time() - start < 1, "the worker did the work itself"
     assert not process.is_running()
-    assert reader.read(save(pictures.noise(64, 64), "WEBP")).shape == (64, 64, 3)
+    assert pixels(reader, save(pictures.noise(64, 64), "WEBP")).shape == (64, 64, 3)
     reader.close()
 
 
-def test_process_that_hangs_is_ended_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation, "WALL_FACTOR", 0.5)
-    reader = IsolatedReader(PREPROCESSING, MAX_PIXELS, 1)
+def test_the_pictures_of_a_request_have_one_budget() -> None:
+    """Each of them would do by itself; 20 of them would hold a worker until it is killed."""
+    reader = PictureReader(PREPROCESSING, MAX_PIXELS, 2)
+    data = hostile.jpeg_of_scans(2000, 2000)
+    assert views(reader, data), "one of them fits"
+    start = time.monotonic()
+    message = r"^instance (\d+): received 20 pictures that take more than 2 s of processor time to decode, which"
+    with pytest.raises(ImageTooComplex, match=message) as caught:
+        views(reader, *[data] * 20)
+    number = re.match(message, str(caught.value))
+    assert number is not None and 1 <= int(number[1]) < 15
+    assert caught.value.status == 413
+    assert time.monotonic() - start < 8
+    reader.close()
+
+
+def test_ordinary_pictures_hold_the_worker_for_so_long_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of them goes to the decoding process, which can be put off."""
+    monkeypatch.setattr(reading, "WORKER_SECONDS", 0.05)
+    reader = PictureReader(PREPROCESSING, MAX_PIXELS, 10)
+    data = save(Image.new("RGB", (1500, 1500)), "PNG")
+    start = time.thread_time()
+    seen = views(reader, *[data] * 40)
+    assert time.thread_time() - start < 0.5
+    assert len(seen) == 40 and all(np.array_equal(view.array, seen[0].array) for view in seen)
+    assert helper(reader).cpu_times().user > 0.1
+    reader.close()
+
+
+def test_process_that_hangs_is_ended_by_the_clock() -> None:
+    reader = PictureReader(PREPROCESSING, MAX_PIXELS, 1)
     process = helper(reader)
     process.suspend()
-    with pytest.raises(ImageTooComplex):
-        reader.read(save(pictures.noise(64, 64), "WEBP"))
+    with pytest.raises(ServerBusy, match="try again later") as caught:
+        views(reader, save(pictures.noise(64, 64), "WEBP"), seconds=0.5)
+    assert caught.value.headers == {"Retry-After": "2", "X-Densenet-Slow": "1"}
     assert not process.is_running()
     reader.close()
+
+
+def test_without_files_or_threads_a_picture_is_told_to_try_again(
+    reader: PictureReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader.close()
+    data = save(pictures.noise(64, 64), "WEBP")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(ServerBusy, match=r"can't start a process .* \(Too many open files\); try again") as caught:
+            pixels(reader, data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "2"})
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch, pytest.raises(ServerBusy, match=r"can't start new thread"):
+        patch.setattr(threading.Thread, "start", start)
+        pixels(reader, data)
+    assert pixels(reader, data).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +189,9 @@ def test_death_of_the_process_is_one_requests_error(
     number: signal.Signals, error: type[RequestError], message: str
 ) -> None:
     """SIGSEGV is what a broken decoder ends with, SIGKILL what the kernel sends when memory runs out."""
-    reader = IsolatedReader(PREPROCESSING, MAX_PIXELS, 10)
+    reader = PictureReader(PREPROCESSING, MAX_PIXELS, 10)
     data = save(pictures.noise(64, 64), "WEBP")
-    assert reader.read(data).shape == (64, 64, 3)
+    assert pixels(reader, data).shape == (64, 64, 3)
     process = helper(reader)
     process.suspend()
 
@@ -163,51 +202,56 @@ def test_death_of_the_process_is_one_requests_error(
     timer = threading.Timer(0.3, end)
     timer.start()
     with pytest.raises(error, match=message):
-        reader.read(data)
+        pixels(reader, data)
     timer.join()
-    assert reader.read(data).shape == (64, 64, 3)
-    reader.close()
-
-
-def test_memory_of_the_process_is_limited() -> None:
-    """A transparent WebP of a hundred times the pixels that the memory is for."""
-    reader = IsolatedReader(PREPROCESSING, 1_000_000, 10)
-    assert helper(reader).pid
-    reader.read(save(pictures.noise(64, 64), "WEBP"))  # the limit is set by now
-    limits = (helper(reader).rlimit(psutil.RLIMIT_AS), helper(reader).rlimit(psutil.RLIMIT_CORE))
-    assert limits[0][0] < 2e9 and limits[0][1] == limits[0][0]
-    assert limits[1] == (0, 0)
-    reader.max_pixels = MAX_PIXELS
-    with pytest.raises(RequestError) as caught:
-        reader.read(save(Image.new("RGBA", (9999, 9999)), "WEBP", lossless=True, quality=0, method=0))
-    assert caught.value.type in ("ImageTooLarge", "InvalidImage")
+    assert pixels(reader, data).shape == (64, 64, 3)
     reader.close()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's")
-def test_process_goes_first_when_memory_runs_out(reader: IsolatedReader) -> None:
-    reader.read(save(pictures.noise(64, 64), "WEBP"))
+def test_memory_of_the_process_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a picture needs more than its head tells."""
+    reader = PictureReader(PREPROCESSING, MAX_PIXELS, 10)
+    monkeypatch.setattr(reader, "max_bytes", lambda: 10**8)
+    pixels(reader, save(pictures.noise(64, 64), "WEBP"))  # the limit is set by now
+    process = helper(reader)
+    assert process.rlimit(psutil.RLIMIT_AS)[0] < 3e8
+    assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+    with pytest.raises(ImageTooLarge, match=r"takes about 612 MB of memory to decode; this server has 100 MB for a"):
+        pixels(reader, save(Image.new("RGBA", (6000, 6000)), "WEBP", lossless=True, quality=0, method=0))
+    with pytest.raises(RequestError) as caught:
+        pixels(reader, hostile.tiff_of_tile(65_520, 65_520))
+    assert caught.value.type in ("ImageTooLarge", "InvalidImage")
+    assert process.is_running()
+    reader.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's")
+def test_process_goes_first_when_memory_runs_out(reader: PictureReader) -> None:
+    pixels(reader, save(pictures.noise(64, 64), "WEBP"))
     with open(f"/proc/{helper(reader).pid}/oom_score_adj", encoding="ascii") as file:  # noqa: PTH123
         assert file.read().strip() == "1000"
 
 
-def test_each_thread_has_its_own_process(reader: IsolatedReader) -> None:
-    found = {helper(reader).pid}
-    thread = threading.Thread(target=lambda: found.add(helper(reader).pid))
-    thread.start()
-    thread.join()
-    assert len(found) == 2
+def test_threads_dont_share_a_process(reader: PictureReader) -> None:
+    first, second = reader.process(), reader.process()
+    assert first.pid != second.pid
+    reader.give_back(first)
+    assert reader.process() is first
+    first.close()
+    second.close()
 
 
 def test_process_ends_with_its_reader() -> None:
-    reader = IsolatedReader(PREPROCESSING, MAX_PIXELS, 10)
+    reader = PictureReader(PREPROCESSING, MAX_PIXELS, 10)
     process = helper(reader)
     del reader
+    gc.collect()
     assert process.wait(timeout=10) is not None or not process.is_running()
 
 
 def test_process_prints_nothing_and_reads_nothing_of_the_environment(
-    reader: IsolatedReader, monkeypatch: pytest.MonkeyPatch
+    reader: PictureReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.sep)
     assert re.search("-I", " ".join(helper(reader).cmdline()))

@@ -6,6 +6,7 @@ TorchServe is archived, so that what is wrong in it is mended here:
 * requests wait for ever where no worker can start: ``Waiting``
 * what a dead worker had is answered with 500, 507 or 413, and no 503 has a Retry-After: ``Answers``, ``Gate``
 * a full queue is found out when the whole picture is in memory, and an idle connection stays: ``Gate``
+* a request holds its worker until it is answered, however long that takes: ``DeferredJob``
 * any folder of the machine is taken as a model, and a symbolic link is followed: ``StoredArchive``
 * ``OPTIONS`` answers with a wrong description (``ModelDescription``), or with 500 (``PathDecoder``)
 

@@ -127,7 +127,7 @@ final class Bodies {
         }
     }
 
-    private static long size(RequestInput input) {
+    static long size(RequestInput input) {
         long bytes = 0;
         for (InputParameter parameter : input.getParameters()) {
             bytes += parameter.getValue().length;

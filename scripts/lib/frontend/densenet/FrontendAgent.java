@@ -13,8 +13,8 @@ import java.util.Map;
 /**
  * Java agent that puts this package's classes into TorchServe 0.12's frontend, each in the place of one of Netty
  * 4.1.53's, Java's or TorchServe's: {@link FormDecoder}, {@link PathDecoder}, {@link RequestAggregator}, {@link
- * StoredArchive}, {@link ModelDescription}, {@link Answers}, {@link GrpcJob} and {@link ServiceUnavailableException} say what
- * for.
+ * StoredArchive}, {@link ModelDescription}, {@link Answers}, {@link DeferredJob}, {@link GrpcJob} and {@link
+ * ServiceUnavailableException} say what for.
  *
  * <p>It writes their names anew in the constant pools of the classes that use them, as they are loaded. Nothing else
  * changes: ours have the constructors and the methods that are called there.
@@ -48,7 +48,9 @@ public final class FrontendAgent implements ClassFileTransformer {
                     TORCHSERVE + "util/ApiUtils",
                     Map.of(
                             TORCHSERVE + "http/ServiceUnavailableException",
-                            "densenet/ServiceUnavailableException"),
+                            "densenet/ServiceUnavailableException",
+                            TORCHSERVE + "job/RestJob",
+                            "densenet/DeferredJob"),
                     // StreamPredictions gets the prediction as a stream of one; StreamPredictions2, whose answers may come
                     // after its end, isn't found, which is UNIMPLEMENTED
                     TORCHSERVE + "grpcimpl/InferenceImpl",
