@@ -16,6 +16,7 @@ from handler.card import ModelCard
 from handler.errors import RequestError
 from handler.network import load_network
 from handler.preprocessing import Preprocessing
+from handler.topk import Prediction
 from scripts.client import DenseNetClient
 from scripts.lib.console import CommandError, Progress, warn
 from scripts.lib.model_folder import ModelFolder
@@ -278,12 +279,25 @@ def _through_server(model: ModelFolder, pictures: Sequence[Picture], url: str) -
                 warn(f"left out {result.picture}: {result.error}")
                 rows.append(None)
                 continue
-            probabilities = torch.zeros(classes)
-            for prediction in result.answer.top:
-                if model.labels[prediction.index] != prediction.label:
-                    raise CommandError(
-                        f"the server at {url} serves other labels than {model.card.name}; name its model with --weights"
-                    )
-                probabilities[prediction.index] = prediction.probability
-            rows.append(probabilities.clamp(min=1e-9).log())
+            if any(model.labels[prediction.index] != prediction.label for prediction in result.answer.top):
+                raise CommandError(
+                    f"the server at {url} serves other labels than {model.card.name}; name its model with --weights"
+                )
+            rows.append(log_probabilities(result.answer.top))
     return rows
+
+
+def log_probabilities(top: Sequence[Prediction]) -> torch.Tensor:
+    """Log-probabilities (C,) of an answer that holds all C classes, best first, each probability rounded to 6 digits.
+
+    Equal ones keep the answer's order, and those that were rounded to 0 share what is missing to a sum of 1.
+    """
+    given = [prediction.probability for prediction in top]
+    lost = (1 - sum(given)) / max(1, given.count(0))
+    row = torch.empty(len(top))
+    above = math.inf
+    for prediction in top:
+        probability = prediction.probability or min(max(lost, 1e-9), 5e-7)
+        above = min(math.log(probability), above - 1e-5)  # as little as float32 tells apart
+        row[prediction.index] = above
+    return row

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,17 @@ from scripts.lib.model_folder import (
 
 MIRROR = "DENSENET_WEIGHTS_MIRROR"
 """Environment variable: a base URL or a local folder that holds torchvision's weights files under their names."""
+DIGEST = "DENSENET_WEIGHTS_SHA256"
+"""Environment variable: the whole SHA-256, in hex, that torchvision's weights file must have."""
+DIGESTS = {
+    # as several projects that don't know each other publish it; torchvision itself says its first 8 digits
+    "densenet121-a639ec97.pth": "a639ec97d7c33b07ae66f0b5fb7d0192f95a3b11b7576c66c0126c2a727c4395",
+}
+"""The whole SHA-256 of torchvision's weights files, where it is known."""
 AUTO_FIRST_BYTE_S = 10.0
 """Seconds that ``auto`` waits for the first byte of a download before it takes the bundled model."""
+FULL = 64
+"""Hex digits of a whole SHA-256."""
 DEFAULT_ARCH = "densenet121"
 ACCEPTED = f"imagenet, bundled, auto, or a folder that train.py wrote ({WEIGHTS}, {LABELS} and {CARD})"
 """What ``--weights`` takes."""
@@ -97,17 +107,57 @@ def imagenet_weights(arch: str, *, first_byte_timeout: float = 30) -> Path:
     import torch
 
     source = published(arch)
-    target = paths.CACHE / "imagenet" / source.file_name
+    sha256, target = _expected(source), _cached(source)
     for there in (target, Path(torch.hub.get_dir()) / "checkpoints" / source.file_name):
-        if has_hash(there, source.sha256):
+        if has_hash(there, sha256):
             return there
-    return download(
-        [_address(source)],
+    address = _address(source)
+    if len(sha256) < FULL and address != source.url and not address.startswith("file:"):
+        raise CommandError(
+            f"of {source.file_name} torchvision says 8 digits of its SHA-256 alone, which whoever runs a mirror can "
+            f"forge; set {DIGEST} to the whole one, which is printed where the file comes from torchvision, or unset "
+            f"{MIRROR}"
+        )
+    file = download(
+        [address],
         target,
-        source.sha256,
+        sha256,
         what=f"torchvision's weights file {source.file_name}",
         first_byte_timeout=first_byte_timeout,
         instead=f"set {MIRROR} to a URL or a folder that holds {source.file_name}",
+    )
+    found = sha256_of(file)
+    write_atomically(_record(source), f"{found}\n".encode())
+    say(f"weights: {source.file_name}, SHA-256 {found}")
+    return file
+
+
+def _cached(source: Published) -> Path:
+    return paths.CACHE / "imagenet" / source.file_name
+
+
+def _record(source: Published) -> Path:
+    """The file with the whole SHA-256 of what was downloaded first: the next download must be the same."""
+    return _cached(source).with_suffix(".sha256")
+
+
+def _expected(source: Published) -> str:
+    """The SHA-256 that the weights file must have: whole, as far as anybody knows it, else its first digits.
+
+    Raises:
+        CommandError: the one in ``DENSENET_WEIGHTS_SHA256`` can't be that file's.
+    """
+    given = os.environ.get(DIGEST, "").strip().lower()
+    if given and not (re.fullmatch(rf"[0-9a-f]{{{FULL}}}", given) and given.startswith(source.sha256)):
+        raise CommandError(
+            f"{DIGEST}={given} isn't the SHA-256 of {source.file_name}: expected {FULL} hex digits that begin with "
+            f"{source.sha256}; correct or unset it"
+        )
+    record = _record(source)
+    return (
+        given
+        or DIGESTS.get(source.file_name)
+        or (record.read_text(encoding="ascii").strip() if record.is_file() else source.sha256)
     )
 
 
@@ -150,7 +200,7 @@ def _converted(folder: Path, arch: str, source: Published) -> ModelFolder | None
         return None
     origin = str(model.card.training.get("source_sha256", ""))
     wanted = dataclasses.replace(_card(arch, source, origin), weights_sha256=model.card.weights_sha256)
-    return model if origin.startswith(source.sha256) and model.card == wanted else None
+    return model if origin.startswith(_expected(source)) and model.card == wanted else None
 
 
 def _convert(weights: Path, folder: Path, arch: str, source: Published) -> ModelFolder:

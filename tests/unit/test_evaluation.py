@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from handler.card import Architecture, ModelCard
+from handler.topk import top_predictions
 from scripts.lib.evaluation import (
     Evaluation,
     calibration_bins,
     expected_calibration_error,
     figures,
     fit_temperature,
+    log_probabilities,
     wilson_interval,
 )
 from scripts.lib.training.dataset import Picture
@@ -58,6 +60,20 @@ def test_confidence_interval_of_a_share() -> None:
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # the same paper, table I
     assert wilson_interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
     assert wilson_interval(5, 5)[1] == 1
+
+
+def test_rounded_answers_keep_their_order() -> None:
+    """Of a sure answer all but the first probabilities are rounded to 0; the figures are those of the logits."""
+    labels = [str(number) for number in range(1000)]
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 1000, generator=generator) * 2
+    logits[torch.arange(200), torch.randint(1000, (200,), generator=generator)] += torch.linspace(5, 40, 200)
+    targets = logits.topk(7, dim=1).indices[torch.arange(200), torch.arange(200) % 7]  # the first to the seventh
+    answers = top_predictions(logits.numpy(), labels, 1000)
+    rows = torch.stack([log_probabilities(answer) for answer in answers])
+    exact, found = figures(logits, targets, labels), figures(rows, targets, labels)
+    assert (found["top1"], found["top5"]) == (exact["top1"], exact["top5"])
+    assert found["ece"] == pytest.approx(exact["ece"], abs=1e-4)
 
 
 def test_calibration_by_bin() -> None:

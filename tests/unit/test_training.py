@@ -495,6 +495,22 @@ def test_training_beats_chance_by_far_and_leaves_a_model(trained: Path) -> None:
     }
 
 
+def test_resume_refuses_other_data(trained: Path, scenes: Path, tmp_path: Path) -> None:
+    """What was trained on would be in the test set."""
+    out = shutil.copytree(trained, tmp_path / "out")
+    resume = ("--out", str(out), *FAST, "--epochs", "10", "--ema", "0.9", "--resume")
+    with pytest.raises(CommandError, match=r"made with another --test \(0.25, now 0.4\); give the same flags"):
+        run_train(str(scenes), *resume, "--test", "0.4")
+    changed = next(path for path in sorted(scenes.rglob("*.png")))
+    before = changed.read_bytes()
+    Image.open(changed).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(changed)
+    try:
+        with pytest.raises(CommandError, match=r"the pictures aren't those that the checkpoint .* was trained with"):
+            run_train(str(scenes), *resume, "--test", "0.25")
+    finally:
+        changed.write_bytes(before)
+
+
 def test_training_does_not_overwrite_a_training(trained: Path, scenes: Path) -> None:
     with pytest.raises(CommandError, match="holds a training already; continue it with --resume"):
         run_train(str(scenes), "--out", str(trained), *FAST)

@@ -24,7 +24,7 @@ import torch
 from safetensors import safe_open
 from torchvision.models import get_model_weights
 
-from handler.card import ARCHITECTURES, Architecture, CardError, ModelCard
+from handler.card import ARCHITECTURES, Architecture, CardError, ModelCard, sha256_of
 from handler.network import build_network, load_network
 from scripts.lib import download as download_module
 from scripts.lib import paths, weights
@@ -106,6 +106,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("DENSENET_WEIGHTS_MIRROR", raising=False)
+    monkeypatch.delenv("DENSENET_WEIGHTS_SHA256", raising=False)
     yield
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # pytest keeps the folders of three runs
 
@@ -375,8 +376,52 @@ def test_a_mirror_takes_the_place_of_torchvisions_host(
     monkeypatch.setattr(weights, "published", lambda _: elsewhere)
     mirror = form.format(url=host.url, folder=host.folder, file_url=host.folder.as_uri())
     monkeypatch.setenv("DENSENET_WEIGHTS_MIRROR", mirror)
-    assert imagenet_weights("densenet121").read_bytes() == (host.folder / source.file_name).read_bytes()
+    file = host.folder / source.file_name
+    if "{url}" in form:
+        monkeypatch.setenv("DENSENET_WEIGHTS_SHA256", sha256_of(file))
+    assert imagenet_weights("densenet121").read_bytes() == file.read_bytes()
     assert host.asked == ([f"/{source.file_name}"] if "{url}" in form else [])
+
+
+def test_a_mirror_is_not_believed_on_eight_digits(
+    host: Host, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many can be met by trying: here another file is called by its own."""
+    forged = publish(random=True)
+    elsewhere = dataclasses.replace(forged, url=f"https://nowhere.invalid/models/{forged.file_name}")
+    monkeypatch.setattr(weights, "published", lambda _: elsewhere)
+    monkeypatch.setenv("DENSENET_WEIGHTS_MIRROR", host.url)
+    with pytest.raises(
+        CommandError, match=r"8 digits of its SHA-256 alone, which whoever runs a mirror can forge; set"
+    ):
+        imagenet_weights("densenet121")
+    assert host.asked == []
+    genuine = forged.sha256 + "0" * 56
+    monkeypatch.setenv("DENSENET_WEIGHTS_SHA256", genuine)
+    with pytest.raises(DownloadError, match=rf"sent another file .*; expected a file with SHA-256 {genuine[:12]}…"):
+        imagenet_weights("densenet121")
+    assert list((paths.CACHE / "imagenet").iterdir()) == []
+    monkeypatch.setenv("DENSENET_WEIGHTS_SHA256", "ab" * 32)
+    with pytest.raises(CommandError, match=rf"isn't the SHA-256 of .*: expected 64 hex digits that .* {forged.sha256}"):
+        imagenet_weights("densenet121")
+
+
+def test_a_second_download_must_be_the_first_one(
+    host: Host, publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = publish()
+    file = imagenet_weights("densenet121")
+    found = sha256_of(file)
+    assert capsys.readouterr().out.endswith(f"weights: {source.file_name}, SHA-256 {found}\n")
+    file.unlink()
+    (paths.CACHE / "imagenet" / source.file_name).with_suffix(".sha256").write_text(source.sha256 + "0" * 56 + "\n")
+    with pytest.raises(DownloadError, match="sent another file"):
+        imagenet_weights("densenet121")
+
+
+def test_the_whole_hash_of_the_default_is_known() -> None:
+    source = weights.published("densenet121")
+    assert weights._expected(source).startswith(source.sha256) and len(weights._expected(source)) == 64
 
 
 def test_a_mirror_without_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +467,9 @@ def test_auto_takes_imagenet_where_it_can_be_had(publish: Publish, capsys: pytes
     tiny_model(paths.BUNDLED)
     model = resolve_weights("auto", "densenet169")
     assert model.card.name == "densenet169-imagenet"
-    assert capsys.readouterr().out == (
+    first, _, rest = capsys.readouterr().out.partition("\n")
+    assert first.startswith("weights: densenet169-")  # with its whole hash
+    assert rest == (
         "weights: torchvision's ImageNet densenet169 (1000 labels), because it is in the cache "
         f"({paths.CACHE}); for the model that this repository carries, give --weights bundled\n"
     )

@@ -43,6 +43,11 @@ class Split:
     val: list[Picture]
     test: list[Picture]
 
+    def digest(self) -> str:
+        """SHA-256, in hex, over the content and the label of each picture, and its side."""
+        sides = [[(p.digest, p.label) for p in side] for side in (self.train, self.val, self.test)]
+        return hashlib.sha256(repr(sides).encode()).hexdigest()
+
 
 def picture_files(folder: Path) -> list[Path]:
     """The picture files below ``folder``, by suffix, sorted by path."""

@@ -16,7 +16,7 @@ import torchvision
 from torch import nn
 from torchvision.models.densenet import DenseNet
 
-from handler.card import ARCHITECTURES, Architecture, ModelCard
+from handler.card import ARCHITECTURES, Architecture, ModelCard, sha256_of
 from handler.network import build_network, fit_weights, load_network, read_weights
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError, say
@@ -91,7 +91,8 @@ def train(args: argparse.Namespace) -> ModelFolder:
     else:
         chosen = {f.name: getattr(args, f.name) for f in fields(Recipe) if f.name != "train_crop"}
         recipe = Recipe(train_crop=args.train_crop or (args.crop, args.crop), **chosen)
-        trainer = Trainer(network, preprocessing, split.train, split.val, targets, recipe, out, teacher)
+        data = {"val": str(args.val), "test": str(args.test), "pictures": split.digest()}
+        trainer = Trainer(network, preprocessing, split.train, split.val, targets, recipe, out, teacher, data)
         if args.resume:
             trainer.resume()
         state = trainer.run()
@@ -139,12 +140,15 @@ def _found(args: argparse.Namespace, labels: dict[str, str] | None) -> list[Pict
 
 
 def _checked(args: argparse.Namespace, pictures: list[Picture], out: Path) -> list[Picture]:
-    """The pictures that decode; what was found is kept, so that --resume doesn't decode them again."""
+    """The pictures that decode; what was found is kept, so that --resume doesn't decode them again.
+
+    It reads them again: their content decides on which side of the split they are.
+    """
     record = out / "pictures.json"
     if args.resume and record.is_file():
         known = {entry["path"]: entry for entry in json.loads(record.read_text(encoding="utf-8"))}
         return [
-            replace(p, digest=known[str(p.path)]["digest"], dhash=known[str(p.path)]["dhash"])
+            replace(p, digest=sha256_of(p.path), dhash=known[str(p.path)]["dhash"])
             for p in pictures
             if str(p.path) in known
         ]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,7 @@ class Trainer:
         recipe: how to train.
         folder: where ``checkpoint.pt`` and ``metrics.csv`` go.
         teacher: what the teacher sees in the training pictures, or None.
+        split: what the sides of the data depend on: ``val``, ``test``, and ``pictures``, a digest of them.
     """
 
     def __init__(
@@ -167,6 +169,7 @@ class Trainer:
         recipe: Recipe,
         folder: Path,
         teacher: TeacherMaps | None = None,
+        split: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         if len(train) < recipe.batch:
             raise CommandError(
@@ -174,6 +177,7 @@ class Trainer:
                 "add pictures or lower --batch"
             )
         self.preprocessing, self.recipe, self.folder, self.teacher = preprocessing, recipe, folder, teacher
+        self.settings = {**asdict(recipe), "train_crop": list(recipe.train_crop), **split}
         self.train_pictures, self.val_pictures, self.targets = train, val, targets
         self.train_targets = torch.tensor([targets[p.label] for p in train])  # (N,)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -213,7 +217,7 @@ class Trainer:
         state = io.BytesIO()  # torch itself says of a full disk that a file write failed
         torch.save(
             {
-                "recipe": {**asdict(self.recipe), "train_crop": list(self.recipe.train_crop)},
+                "recipe": self.settings,
                 "epoch": self.epoch,
                 "seconds": self.seconds,
                 "network": self.network.state_dict(),
@@ -232,13 +236,18 @@ class Trainer:
         """Go on where the checkpoint says.
 
         Raises:
-            CommandError: there is none, or it belongs to another recipe.
+            CommandError: there is none, or it belongs to another recipe or other data.
         """
         if not self.checkpoint.is_file():
             raise CommandError(f"nothing to resume: no checkpoint at {self.checkpoint}; start without --resume")
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        recipe = {**asdict(self.recipe), "train_crop": list(self.recipe.train_crop)}
+        recipe = self.settings
         changed = [k for k in recipe if recipe[k] != state["recipe"].get(k)]
+        if changed == ["pictures"]:
+            raise CommandError(
+                f"the pictures aren't those that the checkpoint {self.checkpoint} was trained with, and some of them "
+                "would be tested on; restore DATA and --labels to resume, or give another --out to start anew"
+            )
         if changed:
             raise CommandError(
                 f"the checkpoint was made with another --{changed[0].replace('_', '-')} "
