@@ -22,7 +22,7 @@ class Group:
     """Processes whose memory is counted, and limited, together, page cache included."""
 
     folder: Path
-    names: tuple[str, str]
+    names: tuple[str, str, str]
 
     def limit(self, size: int) -> None:
         """Let them have so many bytes together."""
@@ -31,6 +31,10 @@ class Group:
     def used(self) -> int:
         """Bytes that they have now."""
         return int((self.folder / self.names[1]).read_text(encoding="ascii"))
+
+    def peak(self) -> int:
+        """Bytes that they had at most; with version 2 of Linux 5.19 and later."""
+        return int((self.folder / self.names[2]).read_text(encoding="ascii"))
 
     def shell(self, *command: str) -> list[str]:
         """``command``, and what it starts, inside."""
@@ -50,8 +54,8 @@ class Group:
 
 
 @contextmanager
-def memory_group() -> Iterator[Group]:
-    """A group below this process's own, without a limit; whatever runs in it at the end is killed.
+def memory_group(size: int | None = None) -> Iterator[Group]:
+    """A group of ``size`` bytes (None: no limit) below this process's own; whatever runs in it at the end is killed.
 
     Where none may be made (that takes root, and on version 2 a parent that passes "memory" on) the test is skipped; in
     CI it fails.
@@ -61,12 +65,13 @@ def memory_group() -> Iterator[Group]:
     name = f"densenet-{secrets.token_hex(4)}"
     if "memory" in paths:
         folder = GROUPS / "memory" / paths["memory"] / name
-        group = Group(folder, ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes")
     else:
-        group = Group(GROUPS / paths.get("", "") / name, ("memory.max", "memory.current"))
+        folder, names = GROUPS / paths.get("", "") / name, ("memory.max", "memory.current", "memory.peak")
+    group = Group(folder, names)
     try:
         group.folder.mkdir()
-        group.limit(psutil.virtual_memory().total)
+        group.limit(size or psutil.virtual_memory().total)
     except OSError as error:
         if group.folder.is_dir():
             group.folder.rmdir()
