@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -40,7 +41,7 @@ class Kills(Report):
         found = [
             f"a request failed with {r.status} {r.body[:200]!r}, Retry-After {r.headers['retry-after']}"
             for r in self.failed
-            if r.status != 503 or not r.headers["retry-after"] or b"again" not in r.body
+            if r.status != 503 or not r.headers["retry-after"] or not _says_so(r)
         ]
         if len(self.failed) > len(self.recoveries):
             found.append(f"{len(self.failed)} requests failed, more than workers were killed")
@@ -49,6 +50,15 @@ class Kills(Report):
     def slow(self) -> list[str]:
         late = [seconds for seconds in self.recoveries if seconds > RECOVERY_S]
         return [f"READY again after {seconds:.1f} s, promised {RECOVERY_S}" for seconds in late]
+
+
+def _says_so(reply: Reply) -> bool:
+    """Whether a client, and the front door, are told that a worker died, and what to do."""
+    error = json.loads(reply.body)
+    return (error["type"], reply.headers["x-densenet-worker-died"]) == (
+        "WorkerDied",
+        "1",
+    ) and "send it once more" in error["message"]
 
 
 def kill_workers(server: Running, times: int, clients: int = 3) -> Kills:

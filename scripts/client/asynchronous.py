@@ -30,7 +30,11 @@ BUSY = frozenset({429, 502, 503, 504})
 """Statuses that pass: too many requests, no worker, a proxy whose server restarts."""
 FAULT = 500
 MAX_FAULTS = 3
-"""Attempts at a picture that is answered with 500: a worker that was killed, or a picture that kills workers."""
+"""Attempts at a picture that is answered with 500."""
+WORKER_DIED = "WorkerDied"
+"""The type of the error of a request whose worker died; its status is 503."""
+MAX_DEATHS = 2
+"""Attempts at such a picture: once the worker may have been killed, twice the picture kills workers."""
 UNUSABLE = frozenset({401, 403, 404, 405})
 """Statuses that every picture would get: a token is missing or has expired, or another server answers."""
 WRONG_TOKEN = "InvalidKeyException"
@@ -104,7 +108,7 @@ class AsyncDenseNetClient:
         content = picture if isinstance(picture, bytes) else await _read(Path(picture))
         parameters = {} if topk is None else {"topk": str(topk)}
         give_up = time.monotonic() + self.patience
-        attempts = faults = 0
+        attempts = faults = deaths = 0
         while True:
             pause = pause_before_retry(attempts)
             attempts += 1
@@ -118,7 +122,9 @@ class AsyncDenseNetClient:
                     return self._answer(response)
                 problem = self._problem(response)
                 faults += response.status_code == FAULT
-                if response.status_code not in BUSY and not 0 < faults < MAX_FAULTS:
+                deaths += isinstance(problem, Refused) and problem.type == WORKER_DIED
+                final = response.status_code not in BUSY and not 0 < faults < MAX_FAULTS
+                if final or deaths == MAX_DEATHS:
                     raise problem
                 pause = max(pause, retry_after(response.headers.get("Retry-After", "")))
             if time.monotonic() + pause > give_up:
@@ -197,7 +203,7 @@ class AsyncDenseNetClient:
 
     def _problem(self, response: httpx.Response) -> Refused | Unavailable:
         kind, message = error_of(response.text, response.reason_phrase)
-        if response.status_code in BUSY | UNUSABLE or kind == WRONG_TOKEN:
+        if (kind != WORKER_DIED and response.status_code in BUSY | UNUSABLE) or kind == WRONG_TOKEN:
             return Unavailable(f"{response.status_code}: {message}")
         return Refused(response.status_code, kind, message)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import yaml
 from handler.card import CardError, ModelCard, sha256_of
 from handler.network import load_network
 from handler.preprocessing import Preprocessing
+from handler.topk import Prediction
 from scripts.lib.console import CommandError
 from scripts.lib.download import locked
 from scripts.lib.machine import serving_device
@@ -30,6 +31,7 @@ from scripts.lib.model_folder import LABELS, WEIGHTS, ModelFolder, write_atomica
 from scripts.lib.packed import MANIFEST, MODEL_CONFIG, is_recorded, record
 from scripts.lib.paths import CONFIG, HANDLER, MODEL_NAME, MODEL_STORE, OPENAPI
 from scripts.lib.precision import Wanted, settle
+from scripts.lib.server import read_properties
 
 VERSION = "1.0"
 ENTRY = "densenet_handler.py"
@@ -64,7 +66,8 @@ def archive_inputs(model: ModelFolder, card: ModelCard, converted: Mapping[str, 
         converted: files of the runtime beside the weights.
     """
     template = model_config(serving_device().type == "cuda")
-    check_model_config(yaml.safe_load(template))
+    limits = check_model_config(yaml.safe_load(template))["limits"]
+    check_answers(model.labels, limits["max_instances"])
     section = yaml.safe_dump({"handler": card.to_dict()}, sort_keys=False, allow_unicode=True, width=100)
     files = {
         ENTRY: (HANDLER / ENTRY).read_bytes(),
@@ -127,6 +130,27 @@ def check_model_config(config: object) -> Mapping[str, Any]:
             "true or false"
         )
     return config
+
+
+def check_answers(labels: Sequence[str], max_instances: int) -> None:
+    """Make sure that TorchServe takes the largest answer: all classes for each of ``max_instances`` pictures.
+
+    It ends the connection to a worker that sends a larger one, and with it the worker.
+
+    Raises:
+        CommandError: it doesn't.
+    """
+    limit = int(read_properties(CONFIG / "config.properties")["max_response_size"])
+    classes = (Prediction(label, i, 0.123456).to_dict() for i, label in enumerate(labels))
+    sizes = [len(json.dumps(one, ensure_ascii=False).encode()) + 2 for one in classes]  # with comma and space
+    picture = sum(sizes) + max(sizes)  # the best comes twice
+    most = (limit - len('{"predictions": []}\n')) // (picture + len(', "top": []'))
+    if max_instances > most:
+        raise CommandError(
+            f"{max_instances} instances with all of {len(labels)} classes make an answer of "
+            f"{max_instances * picture / 1e6:.1f} MB, and TorchServe takes {limit / 1e6:.1f} MB; set max_instances in "
+            f"config/{MODEL_CONFIG} to {most}, or max_response_size in config/config.properties higher"
+        )
 
 
 def _positive(value: object) -> bool:

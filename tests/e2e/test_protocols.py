@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import time
 from typing import Any
 
 import grpc
@@ -15,6 +17,7 @@ from PIL import Image
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from scripts.lib.management import Management
 from tests.e2e.conftest import Running
 from tests.golden import CHELSEA
 
@@ -148,3 +151,83 @@ def test_the_official_grpc_client_asks_for_another_service(server: Running) -> N
         pytest.raises(InferenceServerException, match=r"inference\.GRPCInferenceService/ServerReady"),
     ):
         client.is_server_ready()
+
+
+INFERENCE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
+MANAGEMENT = "org.pytorch.serve.grpc.management.ManagementAPIsService"
+METHODS = {
+    **dict.fromkeys(("Ping", "Predictions", "StreamPredictions", "StreamPredictions2"), (3, INFERENCE)),
+    **dict.fromkeys(
+        ("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelInfer"), (3, SERVICE)
+    ),
+    **dict.fromkeys(
+        ("DescribeModel", "ListModels", "RegisterModel", "ScaleWorker", "SetDefault", "UnregisterModel"),
+        (4, MANAGEMENT),
+    ),
+}
+"""Each method of TorchServe's protocol files, the port that it is at, and its service."""
+
+
+def encoded(number: int, content: bytes) -> bytes:
+    """A field of a protobuf message: a text, bytes, or a message."""
+    length, prefix = len(content), b""
+    while length > 127:
+        prefix, length = prefix + bytes([length & 127 | 128]), length >> 7
+    return bytes([number << 3 | 2]) + prefix + bytes([length]) + content
+
+
+def prediction(content: bytes, model: bytes = b"densenet") -> bytes:
+    """A ``PredictionsRequest``."""
+    return encoded(1, model) + encoded(3, encoded(1, b"data") + encoded(2, content))
+
+
+def stream(server: Running, method: str, *messages: bytes) -> list[bytes]:
+    """The answers to ``messages``, as bytes."""
+    offset, service = METHODS[method]
+    with grpc.insecure_channel(f"127.0.0.1:{server.port + offset}") as channel:
+        send = channel.stream_stream(f"/{service}/{method}", request_serializer=bytes, response_deserializer=bytes)
+        return list(send(iter(messages), timeout=60))
+
+
+def worker_pids(server: Running) -> list[int]:
+    """Its workers' process ids."""
+    return [worker.pid for worker in Management(server.management).status().workers]
+
+
+def test_a_stream_of_predictions_is_a_stream_of_one(server: Running) -> None:
+    """Each killed a worker."""
+    before = worker_pids(server)
+    assert stream(server, "StreamPredictions", prediction(PICTURE)) == stream(
+        server, "Predictions", prediction(PICTURE)
+    )
+    with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
+        stream(server, "StreamPredictions2", prediction(PICTURE))
+    assert worker_pids(server) == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_grpc_message_ends_a_worker(server: Running, method: str) -> None:
+    """Empty, wrong and half right ones, and clients that are gone before their answer."""
+    before = worker_pids(server)
+    # a name that every method knows would scale, or remove, the model of the other tests
+    named = b"densenet" if METHODS[method][0] == 3 or method == "DescribeModel" else b"nothing"
+    customized = encoded(1, named) + b"\x18\1"
+    wrong = [b"", b"\xff", encoded(1, b""), encoded(1, named), encoded(1, named) * 2, customized]
+    wrong += [
+        prediction(b"nonsense", named),
+        encoded(1, named) + encoded(2, b"9.9"),
+        encoded(1, b"\xff"),
+        encoded(5, b""),
+    ]
+    offset, service = METHODS[method]
+    for message in [*wrong, prediction(PICTURE, named)]:
+        with contextlib.suppress(grpc.RpcError):
+            stream(server, method, message)
+        with grpc.insecure_channel(f"127.0.0.1:{server.port + offset}") as channel:
+            send = channel.stream_stream(f"/{service}/{method}", request_serializer=bytes, response_deserializer=bytes)
+            abandoned = [send(iter([message]), timeout=60) for _ in range(5)]
+            time.sleep(0.01)
+            for one in abandoned:
+                one.cancel()
+    assert stream(server, "Predictions", prediction(PICTURE))
+    assert worker_pids(server) == before

@@ -135,6 +135,17 @@ def test_a_fault_of_the_server_is_tried_three_times() -> None:
     assert (error.status, len(seen.requests)) == (500, MAX_FAULTS)
 
 
+def test_a_picture_with_which_two_workers_died_is_its_own_error() -> None:
+    with answering((503, "WorkerDied"), 503, 200) as (url, _), DenseNetClient(url) as client:
+        assert client.predict(b"picture") == SAMOYED
+    died = (503, "WorkerDied")
+    with answering(died, died, 200) as (url, seen), DenseNetClient(url, patience=60) as client:
+        one, two = client.predict_many([b"one", b"two"], concurrency=1)
+    assert isinstance(one.error, Refused)
+    assert (one.error.status, one.error.type, two.answer) == (503, "WorkerDied", SAMOYED)
+    assert len(seen.requests) == 3
+
+
 @pytest.mark.parametrize(
     "answer", [401, 403, 404, 405, (400, "InvalidKeyException")], ids=["401", "403", "404", "405", "wrong-token"]
 )

@@ -8,12 +8,15 @@ import re
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from handler.gradients import SECONDS
 from handler.memory import JAVA_SHARE
-from scripts.lib.archive import GPU_CONFIG, KNOWN_KEYS, check_model_config, model_config
+from handler.responses import prediction_response
+from handler.topk import top_predictions
+from scripts.lib.archive import GPU_CONFIG, KNOWN_KEYS, check_answers, check_model_config, model_config
 from scripts.lib.console import CommandError
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.packed import MODEL_CONFIG
@@ -132,6 +135,25 @@ def test_a_wrong_model_config_is_refused(change: dict[str, object], message: str
         check_model_config({**config, **change})
     with pytest.raises(CommandError, match="must be a mapping"):
         check_model_config([])
+
+
+def test_the_largest_answer_fits_what_torchserve_takes() -> None:
+    """64 instances with ``topk`` of 1,600 classes ended the worker that answered."""
+    limit = int(read_properties(PROPERTIES)["max_response_size"])
+    check_answers([f"a label of usual length {i}" for i in range(1600)], 64)
+    labels = ["ユ" * 100] * 1600
+    with pytest.raises(
+        CommandError, match=r"64 instances with all of 1600 classes .* set max_instances in .* to \d+,"
+    ) as told:
+        check_answers(labels, 64)
+    (most,) = map(int, re.findall(r"max_instances in \S+ to (\d+)", str(told.value)))
+    check_answers(labels, most)
+    with pytest.raises(CommandError):
+        check_answers(labels, most + 1)
+    pictures = top_predictions(np.zeros((1, 1600), np.float32), labels, 1600)
+    body = prediction_response(pictures * most, "", with_top=True, instances=True).body
+    largest = body.encode() if isinstance(body, str) else body
+    assert limit - len(largest) / most < len(largest) <= limit
 
 
 def test_the_bundled_model_fits_its_labels_file_and_the_repository() -> None:

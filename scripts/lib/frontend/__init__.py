@@ -3,10 +3,13 @@
 TorchServe is archived, so that what is wrong in it is mended here:
 
 * a form may have any number of fields (CVE-2024-29025), and what can't be parsed stays in memory: ``FormDecoder``
-* requests wait for ever where no worker can start: ``Waiting``
+* requests wait for ever where no worker can start or is free, and are computed for clients that are gone: ``Waiting``
 * what a dead worker had is answered with 500, 507 or 413, and no 503 has a Retry-After: ``Answers``, ``Gate``
 * a full queue is found out when the whole picture is in memory, and an idle connection stays: ``Gate``
 * a request holds its worker until it is answered, however long that takes: ``DeferredJob``
+* ``Connection: close`` and HTTP/1.0 are ignored, pipelined requests answered in any order: ``Gate``
+* the queue counts requests, whatever their size, until the memory is full: ``Bodies``
+* an answer over gRPC that fails, by a stream or a client that is gone, ends its worker: ``GrpcJob``
 * any folder of the machine is taken as a model, and a symbolic link is followed: ``StoredArchive``
 * ``OPTIONS`` answers with a wrong description (``ModelDescription``), or with 500 (``PathDecoder``)
 

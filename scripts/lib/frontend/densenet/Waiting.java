@@ -29,7 +29,7 @@ final class Waiting implements Runnable {
 
     private static final int POLL_MILLISECONDS = 200;
 
-    private static final String NOT_READY = "no worker is READY; try again in a second";
+    static final String NOT_READY = "no worker is READY; try again in a second";
 
     /** What a client that is gone would be told; for the access log and the counters. */
     private static final int CLIENT_GONE = 499;
