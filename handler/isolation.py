@@ -154,9 +154,10 @@ class DecodingProcess:
 
     def _reason(self, data: bytes, seconds: float) -> RequestError:
         """Why the process ended in the middle of a picture."""
-        code = self.end()
+        stopped, code = self._ended, self.end()
         what = f"received a picture of {len(data):,} bytes (it begins with {data[:12]!r})"
-        logger.warning("the decoding process ended with %d on a picture of %d bytes", code, len(data))
+        if not stopped:
+            logger.warning("the decoding process ended with %d on a picture of %d bytes", code, len(data))
         if os.name == "posix" and code == -signal.SIGXCPU:
             return ImageTooComplex(
                 f"{what} that takes more than {seconds:.0f} s to decode; save it anew with an ordinary program, "
