@@ -1,8 +1,8 @@
 """Integrated gradients in a process of their own: seconds of work that no prediction waits for.
 
 Sundararajan et al., "Axiomatic Attribution for Deep Networks", 2017. They need the network in PyTorch, float32, which
-the process loads; it ends with its picture, so that its memory is taken for that long only. A server computes one at a
-time: a lock that the process holds by an open file, so that it is free whenever and however the process ends.
+the process loads; it ends with its picture, so that its memory is taken for that long only: that for a large picture.
+A server computes one at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from handler import memory
 from handler.card import ModelCard
 from handler.errors import ServerBusy
-from handler.isolation import LOW_PRIORITY, go_first, only_one, start
+from handler.isolation import LARGE_LOCK, LOW_PRIORITY, go_first, only_one, start
 from handler.later import Result
 from handler.preprocessing import Preprocessing, View
 from handler.reading import packed
@@ -100,12 +100,13 @@ class Gradients:
                 "again later, or ask for grad-cam"
             )
         try:
-            with only_one(LOCK, wait=False) as held:
-                self._process = start(_CODE, *self._settings, pass_fds=() if sys.platform == "win32" else (held,))
+            with only_one(LOCK, wait=False) as one, only_one(LARGE_LOCK, wait=False) as large:
+                held = () if sys.platform == "win32" else (one, large)
+                self._process = start(_CODE, *self._settings, pass_fds=held)
         except OSError:
             raise ServerBusy(
-                "the server computes one explanation by integrated gradients at a time, and one is under way; try "
-                "again in some seconds, or ask for grad-cam"
+                "the server computes one explanation by integrated gradients at a time, and one, or a large picture, "
+                "is under way; try again in some seconds, or ask for grad-cam"
             ) from None
         self._reader = threading.Thread(target=self._communicate, args=(self._process,), name="gradients", daemon=True)
         try:

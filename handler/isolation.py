@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 BYTES_A_PIXEL = 18
 """Memory for decoding: a transparent WebP takes the most (1.7 GB for 100 million pixels, Pillow 13.0)."""
-LOCK = "large-picture.lock"
+LARGE_LOCK = "large-picture.lock"
+"""Whoever has it may take the memory for a large picture."""
 WEBP_BYTES = 9
 """What a WebP's decoder reserves a pixel."""
 SPARE_BYTES = 48 * 2**20
@@ -248,7 +249,7 @@ def _view(preprocessing: Preprocessing, data: bytes, max_pixels: int, side: int,
                     f"decode; this server has {share.large / 1e6:,.0f} MB for one: send it smaller, or as baseline JPEG"
                 )
             if needed > share.small:
-                lock.enter_context(only_one(LOCK))
+                lock.enter_context(only_one(LARGE_LOCK))
             _limit_memory(share.large if needed > share.small else share.small)
 
         # a WebP's decoder reserves memory as it is opened, which it takes when it decodes

@@ -26,9 +26,13 @@ from tests.waiting import wait_until
 TIMEOUT_S = 120
 SLOW = jpeg_of_scans(8000, 800)
 """Takes about 4 seconds of processor time to decode."""
+SLOWISH = jpeg_of_scans(5000, 600)
+"""About 1 second."""
 GOOD = CHELSEA.read_bytes()
 EXPLAIN = {"file": GOOD}
 GRADIENTS = {"method": "integrated-gradients"}
+ATTEMPTS = 3
+"""On a machine with other things to do, a slow request may be told to try again."""
 MOST = 3
 """How many times as long as alone a prediction may take beside slow requests (p99)."""
 
@@ -98,8 +102,11 @@ def test_the_pictures_of_a_request_have_one_budget(alone: Running) -> None:
 def test_a_slow_picture_is_served_and_good_ones_beside_it(alone: Running) -> None:
     quiet = [put(alone).elapsed.total_seconds() for _ in range(100)]
     with ThreadPoolExecutor() as pool:
-        slow = pool.submit(put, alone, SLOW)
-        beside = good_beside(alone, slow)
+        for _ in range(ATTEMPTS):
+            slow = pool.submit(put, alone, SLOW)
+            beside = good_beside(alone, slow)
+            if slow.result().status_code == 200:
+                break
     assert slow.result().status_code == 200, slow.result().text
     print(f"p99 {p99(quiet):.3f} s alone, {p99(beside):.3f} s beside a slow picture, the longest {max(beside):.3f} s")
     assert p99(beside) < MOST * p99(quiet) + 0.6, "but for the one that waits while the worker waits for the slow one"
@@ -128,9 +135,7 @@ def test_who_has_gone_is_worked_for_no_longer(alone: Running) -> None:
     with pytest.raises(requests.Timeout):
         requests.put(alone.predictions, data=SLOW, timeout=1.5)
     wait_until(lambda: not tickets(alone), 5)
-    start = time.monotonic()
-    assert put(alone, SLOW).status_code == 200
-    print(f"{time.monotonic() - start:.1f} s")
+    assert put(alone, SLOWISH).status_code == 200, "the place is free again"
 
 
 def test_a_client_can_neither_put_off_nor_fetch(alone: Running) -> None:
@@ -143,11 +148,11 @@ def test_another_format_is_answered_at_once(alone: Running) -> None:
     data = save(noise(1000, 800), "WEBP")
     with ThreadPoolExecutor() as pool:
         slow = pool.submit(put, alone, SLOW)
-        time.sleep(1)
+        wait_until(lambda: tickets(alone), 10)
         answers = [put(alone, data) for _ in range(10)]
+        assert not slow.done(), "that was no test"
     assert [answer.status_code for answer in answers] == [200] * 10
-    assert statistics.median(answer.elapsed.total_seconds() for answer in answers) < 0.5
-    assert slow.result().status_code == 200
+    assert statistics.median(answer.elapsed.total_seconds() for answer in answers) < 1
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +170,7 @@ def test_predictions_beside_integrated_gradients(densenet121: Running) -> None:
     """Of two explanations at once the second one is told to try again; predictions don't wait for either."""
     quiet = [put(densenet121).elapsed.total_seconds() for _ in range(100)]
     with ThreadPoolExecutor() as pool:
-        for _ in range(3):  # on a machine with other things to do it may be told to try again
+        for _ in range(ATTEMPTS):
             first = pool.submit(gradients, densenet121)
             wait_until(lambda: tickets(densenet121), 10)
             second = gradients(densenet121)
@@ -188,7 +193,7 @@ def test_predictions_beside_integrated_gradients(densenet121: Running) -> None:
 
 def test_a_worker_is_removed_when_its_slow_work_is_done(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2") as server, ThreadPoolExecutor() as pool:
-        slow = [pool.submit(put, server, SLOW) for _ in range(2)]
+        slow = [pool.submit(put, server, SLOWISH) for _ in range(2)]
         time.sleep(1)
         scaled = command("scale.py", "1", "--port", str(server.port))
         assert scaled.returncode == 0, scaled.stderr
