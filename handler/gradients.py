@@ -1,8 +1,8 @@
 """Integrated gradients in a process of their own: seconds of work that no prediction waits for.
 
 Sundararajan et al., "Axiomatic Attribution for Deep Networks", 2017. They need the network in PyTorch, float32, which
-the process loads; it ends with its picture, so that its memory is taken for that long only. A server computes one at a
-time: a lock that the process holds by an open file, so that it is free whenever and however the process ends.
+the process loads; it ends with its picture, so that its memory is taken for that long only: that for a large picture.
+A server computes one at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +22,7 @@ import numpy.typing as npt
 from handler import memory
 from handler.card import ModelCard
 from handler.errors import ServerBusy
-from handler.isolation import LOW_PRIORITY, go_first, start
+from handler.isolation import LARGE_LOCK, LOW_PRIORITY, go_first, only_one, start
 from handler.later import Result
 from handler.preprocessing import Preprocessing, View
 from handler.reading import packed
@@ -100,8 +99,15 @@ class Gradients:
                 f"integrated gradients take up to {MEMORY_BYTES / 1e6:.0f} MB of memory, which aren't free now; try "
                 "again later, or ask for grad-cam"
             )
-        with _lock() as held:
-            self._process = start(_CODE, *self._settings, pass_fds=held)
+        try:
+            with only_one(LOCK, wait=False) as one, only_one(LARGE_LOCK, wait=False) as large:
+                held = () if sys.platform == "win32" else (one, large)
+                self._process = start(_CODE, *self._settings, pass_fds=held)
+        except OSError:
+            raise ServerBusy(
+                "the server computes one explanation by integrated gradients at a time, and one, or a large picture, "
+                "is under way; try again in some seconds, or ask for grad-cam"
+            ) from None
         self._reader = threading.Thread(target=self._communicate, args=(self._process,), name="gradients", daemon=True)
         try:
             self._reader.start()
@@ -145,31 +151,6 @@ class Gradients:
     def _communicate(self, process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(OSError):
             self._output = process.communicate(self._view.array.tobytes())[0]
-
-
-@contextlib.contextmanager
-def _lock() -> Any:
-    """The file that locks all other explanations of this kind out, for a process to hold it open."""
-    if sys.platform == "win32":  # pragma: no cover (Windows has another way; there each worker may explain one)
-        yield ()
-        return
-    import fcntl
-
-    try:
-        file = os.open(Path(tempfile.gettempdir(), LOCK), os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ServerBusy(f"the server can't explain this picture now ({error.strerror}); try again later") from None
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ServerBusy(
-                "the server computes one explanation by integrated gradients at a time, and one is under way; try "
-                "again in some seconds, or ask for grad-cam"
-            ) from None
-        yield (file,)
-    finally:
-        os.close(file)
 
 
 def serve(card: str, weights: str, target: str) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 
 from PIL import (
     AvifImagePlugin,
@@ -126,17 +127,17 @@ def open_picture(data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMAT
 
 
 def load_reduced(
-    image: Image.Image, max_pixels: int, enough: int | None, max_bytes: int | None = None
+    image: Image.Image, max_pixels: int, enough: int | None, reserve: Callable[[int], None] | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """The second half of :func:`decode_reduced`: decode what :func:`open_picture` opened, which is used up.
 
     Args:
         image: the open picture.
         max_pixels, enough: as for :func:`decode_reduced`.
-        max_bytes: of memory that decoding may take; None: any.
+        reserve: is told how many bytes of memory decoding takes, before a pixel is decoded; it may raise ImageTooLarge.
 
     Raises:
-        InvalidImage, ImageTooLarge: as :func:`decode`; also if ``max_bytes`` won't do, before a pixel is decoded.
+        InvalidImage, ImageTooLarge: as :func:`decode`.
     """
     width, height = image.size
     try:
@@ -144,7 +145,8 @@ def load_reduced(
             warnings.simplefilter("ignore")
             if enough is not None:
                 image.draft(image.mode, (enough, enough))  # without effect but on a JPEG
-            _check_memory(image, width * height, max_bytes)
+            if reserve is not None:
+                reserve(decoding_bytes(image, width * height))
             image.load()
             vars(image).pop("_decoder", None)  # of WebP and AVIF: it holds the picture twice more
             turn = _turn(image)
@@ -180,27 +182,15 @@ def decoding_bytes(image: Image.Image, pixels: int) -> int:
         pixels: width times height of the whole picture.
     """
     stored = _STORED.get(image.mode, 4)
-    plain = image.mode == "RGB" and "transparency" not in image.info
-    held = (
-        image.width
-        * image.height
-        * max(
-            stored + (10 if image.mode.startswith(("I", "F")) else 0 if plain else 5),
-            _DECODERS.get(image.format or "", 0),
-        )
-    )
-    # a progressive JPEG's coefficients, 2 bytes each, are all there before the first pixel
-    return held + pixels * 2 * len(image.getbands()) if image.info.get("progressive") else held
-
-
-def _check_memory(image: Image.Image, pixels: int, max_bytes: int | None) -> None:
-    needed = decoding_bytes(image, pixels)
-    if max_bytes is not None and needed > max_bytes:
-        raise ImageTooLarge(
-            f"received a {image.format} picture of {pixels:,} pixels, which takes about {needed / 1e6:,.0f} MB of "
-            f"memory to decode; this server has {max_bytes / 1e6:,.0f} MB for a picture: send it smaller, or as a "
-            "baseline JPEG"
-        )
+    if image.mode.startswith(("I", "F")):
+        stored += 11
+    elif image.mode != "RGB" or "transparency" in image.info:
+        stored += 5
+    held = image.width * image.height * max(stored, _DECODERS.get(image.format or "", 0))
+    if image.info.get("progressive"):  # its coefficients, 2 bytes each, are all there before the first pixel
+        sampled = [h * v for _, h, v, _ in getattr(image, "layer", ())]
+        held += 2 * pixels * sum(sampled) // max(sampled, default=1)
+    return held
 
 
 def _check_icon(data: bytes, max_pixels: int) -> None:

@@ -19,7 +19,10 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -36,20 +39,30 @@ logger = logging.getLogger(__name__)
 
 BYTES_A_PIXEL = 18
 """Memory for decoding: a transparent WebP takes the most (1.7 GB for 100 million pixels, Pillow 13.0)."""
+LARGE_LOCK = "large-picture.lock"
+"""Whoever has it may take the memory for a large picture."""
 WEBP_BYTES = 9
 """What a WebP's decoder reserves a pixel."""
 SPARE_BYTES = 48 * 2**20
 """Memory beside a picture's pixels: its file, and what decoders have for themselves."""
-LOW_PRIORITY = 5
-"""Niceness of work that nobody is held up by: beside a prediction on the same core it gets a quarter of it."""
+LOW_PRIORITY = 2
+"""Niceness of work that was put off: beside predictions on the same core it gets 39 % of it, so that it ends, too."""
 
-_REQUEST = struct.Struct(">QIQd")
-"""Bytes of the picture; px of the sides of the larger view, 0: none; bytes of memory; seconds of processor time."""
+_REQUEST = struct.Struct(">QIQQd")
+"""Bytes of the picture; px of the sides of the larger view, 0: none; its Share; seconds of processor time."""
 _HEADER = struct.Struct(">cdI")
 """Kind of the answer, seconds of processor time that it took, bytes that follow."""
 _SIZE = struct.Struct(">II")
 _READY, _ARRAY, _ERROR = b"R", b"A", b"E"
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from handler.isolation import serve; serve(sys.argv[2])"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Bytes of memory for the pixels of a picture: what it may always take, and what one at a time of a server may."""
+
+    small: int
+    large: int
 
 
 class DecodingProcess:
@@ -84,13 +97,13 @@ class DecodingProcess:
         if not self._ready and self._process.stdout is not None:
             self._ready = self._process.stdout.read(1) == _READY
 
-    def decode(self, data: bytes, side: int, max_bytes: int, seconds: float) -> tuple[View, float]:
+    def decode(self, data: bytes, side: int, share: Share, seconds: float) -> tuple[View, float]:
         """What the network sees of a picture file, and how many seconds of processor time that took.
 
         Args:
             data: the picture file.
             side: px of the sides of the larger view; 0: none is wanted.
-            max_bytes: of memory that decoding may take.
+            share: memory that decoding may take.
             seconds: of processor time that it may take; it is ended within a second more.
 
         Raises:
@@ -99,7 +112,7 @@ class DecodingProcess:
             ImageTooComplex: it took too long.
         """
         try:
-            content, used = self._exchange(data, side, max_bytes, seconds)
+            content, used = self._exchange(data, side, share, seconds)
         except (OSError, EOFError):
             raise self._reason(data, seconds) from None
         width, height = _SIZE.unpack_from(content)
@@ -126,11 +139,11 @@ class DecodingProcess:
             with contextlib.suppress(OSError):  # what wasn't written yet
                 pipe.close()  # type: ignore[union-attr]  # both are pipes
 
-    def _exchange(self, data: bytes, side: int, max_bytes: int, seconds: float) -> tuple[bytes, float]:
+    def _exchange(self, data: bytes, side: int, share: Share, seconds: float) -> tuple[bytes, float]:
         self.wait_until_ready()
         source, target = self._process.stdout, self._process.stdin
         assert source is not None and target is not None
-        target.write(_REQUEST.pack(len(data), side, max(max_bytes, 0), seconds))
+        target.write(_REQUEST.pack(len(data), side, share.small, share.large, seconds))
         target.write(data)
         target.flush()
         kind, used, length = _HEADER.unpack(_take(source, _HEADER.size))
@@ -142,9 +155,10 @@ class DecodingProcess:
 
     def _reason(self, data: bytes, seconds: float) -> RequestError:
         """Why the process ended in the middle of a picture."""
-        code = self.end()
+        stopped, code = self._ended, self.end()
         what = f"received a picture of {len(data):,} bytes (it begins with {data[:12]!r})"
-        logger.warning("the decoding process ended with %d on a picture of %d bytes", code, len(data))
+        if not stopped:
+            logger.warning("the decoding process ended with %d on a picture of %d bytes", code, len(data))
         if os.name == "posix" and code == -signal.SIGXCPU:
             return ImageTooComplex(
                 f"{what} that takes more than {seconds:.0f} s to decode; save it anew with an ordinary program, "
@@ -201,20 +215,14 @@ def serve(settings: str) -> NoReturn:
     go_first()
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each would have memory of its own
     preprocessing = Preprocessing(chosen["resize"], chosen["crop"], (), ())
-    base = _address_space()
     target.write(_READY)
     target.flush()
     while request := source.read(_REQUEST.size):
-        length, side, max_bytes, seconds = _REQUEST.unpack(request)
+        length, side, small, large, seconds = _REQUEST.unpack(request)
         data = _take(source, length)
         before = _limit_time(seconds)
-        spare = None if base is None else base + SPARE_BYTES
-        # a WebP's decoder reserves memory as it is opened, which it takes when it decodes
-        _limit_memory(spare, chosen["max_pixels"] * WEBP_BYTES if data.startswith(b"RIFF") else max_bytes)
         try:
-            opened = open_picture(data, chosen["max_pixels"])
-            _limit_memory(spare, max_bytes)
-            view = preprocessing.view(opened, chosen["max_pixels"], side, max_bytes)
+            view = _view(preprocessing, data, chosen["max_pixels"], side, Share(small, large))
             kind, content = _ARRAY, _SIZE.pack(*view.size) + view.array.tobytes() + view.enlarged.tobytes()
         except RequestError as error:
             kind, content = _ERROR, json.dumps([error.type, str(error)]).encode()
@@ -224,11 +232,48 @@ def serve(settings: str) -> NoReturn:
                 "save it anew with an ordinary program, or smaller"
             )
             kind, content = _ERROR, json.dumps(["ImageTooLarge", message]).encode()
-        opened = view = None  # type: ignore[assignment]
         target.write(_HEADER.pack(kind, _processor_time() - before, len(content)))
         target.write(content)
         target.flush()
     sys.exit(0)
+
+
+def _view(preprocessing: Preprocessing, data: bytes, max_pixels: int, side: int, share: Share) -> View:
+    """What the network sees of a picture, within limits of memory."""
+    with contextlib.ExitStack() as lock:
+
+        def reserve(needed: int) -> None:
+            if needed > share.large:
+                raise ImageTooLarge(
+                    f"received a picture of {len(data):,} bytes that takes about {needed / 1e6:,.0f} MB of memory to "
+                    f"decode; this server has {share.large / 1e6:,.0f} MB for one: send it smaller, or as baseline JPEG"
+                )
+            if needed > share.small:
+                lock.enter_context(only_one(LARGE_LOCK))
+            _limit_memory(share.large if needed > share.small else share.small)
+
+        # a WebP's decoder reserves memory as it is opened, which it takes when it decodes
+        _limit_memory(max_pixels * WEBP_BYTES if data.startswith(b"RIFF") else share.small)
+        return preprocessing.view(open_picture(data, max_pixels), max_pixels, side, reserve)
+
+
+@contextlib.contextmanager
+def only_one(name: str, wait: bool = True) -> Iterator[int]:
+    """A lock of which a server has one, by an open file: free whenever and however the process that has it ends.
+
+    Args:
+        name: of the file, in the server's temporary folder.
+        wait: for the lock; else OSError if another process has it.
+    """
+    file = os.open(Path(tempfile.gettempdir(), name), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield file
+    finally:
+        os.close(file)
 
 
 def go_first() -> None:
@@ -242,8 +287,9 @@ def go_first() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
+@cache
 def _address_space() -> int | None:
-    """Bytes of this process' address space, where the system tells and limits it (Linux)."""
+    """Bytes of this process' address space at first, where the system tells and limits it (Linux)."""
     try:
         import resource
 
@@ -252,12 +298,16 @@ def _address_space() -> int | None:
         return None
 
 
-def _limit_memory(spare: int | None, size: int) -> None:
-    if spare is not None and sys.platform != "win32":
+def _limit_memory(size: int) -> None:
+    """So many bytes more than this process has for itself."""
+    own = _address_space()
+    if own is not None and sys.platform != "win32":
         import resource
 
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_AS, (spare + size, resource.getrlimit(resource.RLIMIT_AS)[1]))
+            resource.setrlimit(
+                resource.RLIMIT_AS, (own + SPARE_BYTES + size, resource.getrlimit(resource.RLIMIT_AS)[1])
+            )
 
 
 def _limit_time(seconds: float) -> float:

@@ -153,25 +153,24 @@ def wait(task: Task, wanted: Callable[[], bool] = lambda: True) -> Result:
     """The result of a task.
 
     Args:
-        task: it runs.
+        task: it runs, or is to begin.
         wanted: whether anybody still waits for it.
 
     Raises:
         RequestError: what is wrong with the request; ServerBusy if the task took too long.
     """
-    while not task.wait(POLL_S):
-        if not wanted():
-            task.stop()
-            raise ServerBusy("nobody waits for this answer")
-        if time.monotonic() > task.deadline:
+    while True:
+        late = time.monotonic() > task.deadline
+        if late or not wanted():
             task.stop()
             raise ServerBusy("the server has too much to do for so slow a request; try again later", slow=True)
-    return task.result()
+        task.start()
+        if task.wait(POLL_S):
+            return task.result()
 
 
 def _outcome(task: Task, wanted: Callable[[], bool]) -> Result:
     try:
-        task.start()
         return wait(task, wanted)
     except RequestError as error:
         return {"error": np.array([error.type, str(error)])}

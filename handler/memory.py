@@ -17,7 +17,7 @@ JAVA_SHARE = 0.25
 """Of the memory, Java's heap: -XX:MaxRAMPercentage in config/config.properties."""
 JAVA_BYTES = 150 * 2**20
 """What Java takes beside its heap."""
-REQUEST_BYTES = 192 * 2**20
+REQUEST_BYTES = 128 * 2**20
 """What a worker takes for a moment: a body of 32 MiB of JSON, or an ordinary picture."""
 RESERVE = 0.05
 """Of the memory, what is left free."""
@@ -39,16 +39,16 @@ def available() -> int:
     return min([psutil.virtual_memory().available, *(size - used for size, used in _groups("self"))])
 
 
-def share(base: int, workers: int) -> int:
-    """Bytes that one worker's decoding processes may take together; 0 or less where nothing is left.
+def left(base: int, workers: int) -> int:
+    """Bytes that all decoding processes of a server may take together; 0 or less where nothing is left.
 
     Args:
-        base: bytes that a worker has for itself, with its decoding processes at rest.
+        base: bytes that a worker has for itself, without decoding processes.
         workers: of this server.
     """
     whole = limit()
     taken = whole * (JAVA_SHARE + RESERVE) + JAVA_BYTES + workers * (base + REQUEST_BYTES)
-    return int((whole - taken) / workers)
+    return int(whole - taken)
 
 
 def own_bytes() -> int:

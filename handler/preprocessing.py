@@ -7,6 +7,7 @@ image (resize the shorter side with antialiasing, centre crop, scale to 0…1, n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,19 +72,21 @@ class Preprocessing:
         """
         return self.to_array(*decode_reduced(data, max_pixels, self.enough))
 
-    def view(self, opened: Image.Image, max_pixels: int, side: int, max_bytes: int | None = None) -> View:
+    def view(
+        self, opened: Image.Image, max_pixels: int, side: int, reserve: Callable[[int], None] | None = None
+    ) -> View:
         """What the network sees of a picture, and the same with ``side`` px.
 
         Args:
             opened: by :func:`handler.images.open_picture`; it is used up.
             max_pixels: width times height at most.
             side: px of the larger one; 0: none is wanted.
-            max_bytes: of memory that decoding may take; None: any.
+            reserve: as for :func:`handler.images.load_reduced`.
 
         Raises:
             InvalidImage, ImageTooLarge: see :func:`handler.images.load_reduced`.
         """
-        image, size = load_reduced(opened, max_pixels, self.enough, max_bytes)
+        image, size = load_reduced(opened, max_pixels, self.enough, reserve)
         larger = np.asarray(self.centre(image, size, side)) if side else np.empty((0, 0, 3), np.uint8)
         return View(self.to_array(image, size), larger, size)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from handler import memory
 from handler.errors import ImageTooComplex, RequestError, ServerBusy
-from handler.isolation import BYTES_A_PIXEL, SPARE_BYTES, DecodingProcess
+from handler.isolation import BYTES_A_PIXEL, SPARE_BYTES, DecodingProcess, Share
 from handler.later import PATIENCE_LEAST_S, PATIENCE_S, Lane, Result, wait
 from handler.ordinary import ordinary
 from handler.preprocessing import Preprocessing, View
@@ -28,6 +28,8 @@ from handler.responses import Response
 
 WORKER_SECONDS = 1.0
 """Processor time of a request's decoding in the worker itself; what is left then goes to the decoding process."""
+PROCESS_BYTES = 25 * 2**20 + SPARE_BYTES
+"""What a decoding process has for itself."""
 COUNT_SECONDS = 2.0
 """How long it is taken for granted that there are as many workers as there were."""
 
@@ -58,7 +60,7 @@ class PictureReader:
         self._threads = threads
         self._idle: list[DecodingProcess] = []
         self._base: int | None = None
-        self._share = (0.0, 0)
+        self._share = (0.0, Share(0, 0))
 
     def read(
         self,
@@ -119,16 +121,22 @@ class PictureReader:
         """Let others have a process."""
         self._idle.append(process)
 
-    def max_bytes(self) -> int:
-        """Memory for the pixels of one picture, so that all decoding processes of all workers together have enough."""
-        since, size = self._share
+    def share(self) -> Share:
+        """Memory for the pixels of a picture, so that all decoding processes of all workers together have enough."""
+        since, share = self._share
         if not since or time.monotonic() - since > COUNT_SECONDS:
-            processes = self._threads + 1  # one for each thread, and the lane's
             if self._base is None:
                 self._base = memory.own_bytes()
-            size = memory.share(self._base, memory.workers()) // processes - 2 * SPARE_BYTES  # a process', a picture's
-            self._share = (time.monotonic(), size)
-        return min(size, self.max_pixels * BYTES_A_PIXEL)
+            workers = memory.workers()
+            processes = workers * (self._threads + 1)  # one for each thread, and the lane's
+            whole = max(memory.left(self._base, workers) - processes * PROCESS_BYTES, 0)
+            most = self.max_pixels * BYTES_A_PIXEL
+            small = whole // processes
+            if small < most:
+                small //= 4  # the rest is for one large picture at a time
+            share = Share(min(small, most), min(whole - (processes - 1) * small, most))
+            self._share = (time.monotonic(), share)
+        return share
 
     def close(self) -> None:
         """End the decoding processes."""
@@ -233,7 +241,7 @@ class Decoding:
             try:
                 if left <= 0:
                     raise ImageTooComplex("")
-                view, used = process.decode(data, self._side, self._reader.max_bytes(), left)
+                view, used = process.decode(data, self._side, self._reader.share(), left)
             except ImageTooComplex as error:
                 raise named(self._over(data) if number else error, number, self._instances) from None
             except RequestError as error:

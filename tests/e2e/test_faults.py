@@ -20,19 +20,21 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from PIL import ExifTags, Image
 
 from scripts.lib.archive import archive_path
 from scripts.lib.console import CommandError
 from scripts.lib.management import Management
 from scripts.lib.paths import ROOT
 from scripts.lib.server import find_server, held_workers, run_folder
-from tests.control_groups import memory_group
+from tests.control_groups import Group, memory_group
 from tests.e2e.conftest import Running, command, serving
 from tests.faults import kill_workers
 from tests.fuzzing import GOOD
 from tests.golden import CHELSEA
 from tests.hostile import bombs, request
 from tests.load import load
+from tests.pictures import save
 from tests.ports import free_ports
 from tests.programs import program
 from tests.scenes import write_scenes
@@ -44,6 +46,8 @@ TIMEOUT_S = 300
 PICTURE = CHELSEA.read_bytes()
 SPARE_BYTES = 200 * 10**6
 """Memory above what a server uses: 100 million pixels take half a gigabyte."""
+OTHERS_BYTES = 3 * 10**9
+"""Taken by other processes of the container, of which the server knows nothing."""
 TOO_LITTLE_BYTES = 500 * 10**6
 """Less than Java and a worker need together."""
 
@@ -249,10 +253,10 @@ def test_full_disk_ends_training_with_a_line(tmp_path: Path) -> None:
 
 @contextmanager
 def in_foreground(
-    wrapper: Callable[..., list[str]], port: int, model_store: Path, **environment: str
+    wrapper: Callable[..., list[str]], port: int, model_store: Path, workers: int = 1, **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """``serve.py`` in the foreground by ``wrapper``; stopped, with whatever it started, at the end."""
-    serve = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--weights", "bundled", "--workers", "1"]
+    serve = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--weights", "bundled", "--workers", str(workers)]
     settings = {**os.environ, "DENSENET_NO_VENV": "1", **environment}
     log = model_store / "output.log"
     with log.open("wb") as output:
@@ -267,6 +271,18 @@ def in_foreground(
     finally:
         assert command("stop.py", "--port", str(port), **environment).returncode == 0
         process.wait(timeout=TIMEOUT_S)
+
+
+@contextmanager
+def taken(group: Group, size: int) -> Iterator[None]:
+    """So many bytes of a group's memory taken by a process that has nothing to do with the server."""
+    code = f"taken = b'x' * {size}; print(flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(group.shell(sys.executable, "-c", code), stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.kill()
 
 
 def wait_for_ready(process: subprocess.Popen[bytes], port: int) -> None:
@@ -296,8 +312,8 @@ def test_out_of_memory_the_decoding_process_goes_first(tmp_path: Path) -> None:
         assert put(port, PICTURE).status_code == 200
         server, management = find_server(port), Management(f"http://127.0.0.1:{port + 1}")
         before = management.status().workers[0].pid
-        group.limit(group.used() + SPARE_BYTES)
-        with ThreadPoolExecutor(2) as pool:
+        group.limit(group.used() + OTHERS_BYTES + SPARE_BYTES)
+        with taken(group, OTHERS_BYTES), ThreadPoolExecutor(2) as pool:
             for data in large:
                 bomb = pool.submit(put, port, data)
                 good = [put(port, PICTURE).status_code for _ in range(3)]
@@ -308,6 +324,41 @@ def test_out_of_memory_the_decoding_process_goes_first(tmp_path: Path) -> None:
         assert group.kills() == len(large)
         assert management.status().workers[0].pid == before
         assert find_server(port) == server and process.poll() is None
+
+
+def test_pictures_dont_meet_a_containers_limit(tmp_path: Path) -> None:
+    """The largest pictures there are, two at a time, some of them of a hundred bytes: 200 or 413, and nothing dies."""
+    port, exif = free_ports(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    transparent = Image.new("RGBA", (10_000, 10_000))
+    webp = save(transparent, "WEBP", lossless=True, quality=0, method=0, exif=exif)
+    assert len(webp) < 200
+    large = [webp, *(bomb.data for bomb in bombs() if bomb.name in {"pixels", "transparent-palette"})]
+    large += [
+        save(transparent, "PNG", exif=exif),
+        save(transparent.convert("RGB"), "JPEG", progressive=True, exif=exif),
+    ]
+    with (
+        memory_group(3 * 2**30) as group,
+        in_foreground(group.shell, port, tmp_path, workers=2) as process,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        wait_for_ready(process, port)
+        management = Management(f"http://127.0.0.1:{port + 1}")
+        wait_until(lambda: management.status().ready == 2, TIMEOUT_S)
+        before = {worker.pid for worker in management.status().workers}
+        for data in (*large, webp):
+            answers = [pool.submit(put, port, each).result for each in (data, data, PICTURE)]
+            statuses = [answer().status_code for answer in answers]
+            print(len(data), statuses, f"{group.peak() / 2**20:,.0f} MiB at most")
+            assert set(statuses[:2]) <= {200, 413} and statuses[2] == 200
+        answer = put(port, webp)
+        assert (answer.status_code, answer.json()["type"]) == (413, "ImageTooLarge")
+        assert re.search(r"takes about 1,700 MB of memory to decode; this server has \d+ MB", answer.json()["message"])
+        assert answer.elapsed.total_seconds() < 3, "it was decoded"
+        assert group.kills() == 0
+        assert group.peak() < 2.7 * 2**30
+        assert {worker.pid for worker in management.status().workers} == before
 
 
 def test_with_too_little_memory_serve_py_ends(tmp_path: Path) -> None:
@@ -340,7 +391,7 @@ def test_the_clock_is_set_and_nobody_notices(tmp_path: Path) -> None:
     clock.write_text("0", encoding="ascii")
     own, port = {"LD_PRELOAD": str(library)}, free_ports()
     management = Management(f"http://127.0.0.1:{port + 1}")
-    with in_foreground(lambda *serve: list(serve), port, tmp_path, **own) as process:
+    with in_foreground(lambda *serve: list(serve), port, tmp_path, 1, **own) as process:
         wait_for_ready(process, port)
         before, counted = management.status().workers[0].pid, counters(port)
         assert counted

@@ -20,6 +20,7 @@ from PIL import Image
 from handler import reading
 from handler.errors import ImageTooComplex, ImageTooLarge, InvalidImage, RequestError, ServerBusy
 from handler.images import open_picture
+from handler.isolation import Share
 from handler.preprocessing import Preprocessing, View
 from handler.reading import PictureReader
 from handler.responses import Response
@@ -212,12 +213,12 @@ def test_death_of_the_process_is_one_requests_error(
 def test_memory_of_the_process_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a picture needs more than its head tells."""
     reader = PictureReader(PREPROCESSING, MAX_PIXELS, 10)
-    monkeypatch.setattr(reader, "max_bytes", lambda: 10**8)
+    monkeypatch.setattr(reader, "share", lambda: Share(5 * 10**7, 10**8))
     pixels(reader, save(pictures.noise(64, 64), "WEBP"))  # the limit is set by now
     process = helper(reader)
     assert process.rlimit(psutil.RLIMIT_AS)[0] < 3e8
     assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
-    with pytest.raises(ImageTooLarge, match=r"takes about 612 MB of memory to decode; this server has 100 MB for a"):
+    with pytest.raises(ImageTooLarge, match=r"takes about 612 MB of memory to decode; this server has 100 MB for one"):
         pixels(reader, save(Image.new("RGBA", (6000, 6000)), "WEBP", lossless=True, quality=0, method=0))
     with pytest.raises(RequestError) as caught:
         pixels(reader, hostile.tiff_of_tile(65_520, 65_520))
