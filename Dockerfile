@@ -59,6 +59,6 @@ USER 10001:10001
 # Inference; metrics where --metrics-host opens them. Management (5001) answers inside the container alone.
 EXPOSE 5000 5002
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=3 CMD ["python3", "scripts/status.py"]
+HEALTHCHECK --interval=15s --timeout=15s --start-period=120s --retries=3 CMD ["python3", "scripts/status.py"]
 # The arguments of `docker run` are further flags of serve.py.
 ENTRYPOINT ["python3", "scripts/serve.py", "--host", "0.0.0.0"]

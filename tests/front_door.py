@@ -22,7 +22,10 @@ from tests.waiting import wait_until
 NOBODY = 10001
 """The user as whom nginx runs where the tests are root's: it needs no rights."""
 TIMEOUT_S = 30
-NO_CLIENT_LIMITS = {"rate=200r/s": "rate=100000r/s", "limit_conn connections 64": "limit_conn connections 4000"}
+NO_CLIENT_LIMITS = {
+    "rate=200r/s": "rate=100000r/s",
+    **{f"limit_conn {zone} ": f"limit_conn {zone} 40" for zone in ("connections", "all", "medium")},
+}
 """For ``replace`` below: one client may send what many do."""
 
 
@@ -37,6 +40,11 @@ class FrontDoor:
     def url(self) -> str:
         """Its address."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def metrics_port(self) -> int:
+        """Where its metrics are."""
+        return self.port + 1
 
     @property
     def predictions(self) -> str:
@@ -82,6 +90,8 @@ def copy_configuration(folder: Path, hosts: Sequence[str], port: int, tls: bool,
     (copy / "hosts.conf").write_text(hosts_conf(hosts), encoding="utf-8")
     listen = (copy / ("listen-tls.conf" if tls else "listen.conf")).read_text(encoding="utf-8")
     (copy / "listen.conf").write_text(listen.replace("listen 5000", f"listen 127.0.0.1:{port}"), encoding="utf-8")
+    metrics = (copy / "listen-metrics.conf").read_text(encoding="utf-8")
+    (copy / "listen-metrics.conf").write_text(metrics.replace(":5005;", f":{port + 1};"), encoding="utf-8")
     text = (copy / "nginx.conf").read_text(encoding="utf-8")
     for old, new in {" /tmp/": f" {folder}/", **replace}.items():
         assert old in text, f"nginx.conf holds no {old!r}"
@@ -104,13 +114,29 @@ def make_certificate(folder: Path) -> None:
 
 
 @contextmanager
-def front_door(*hosts: str, tls: Path | None = None, replace: Mapping[str, str] | None = None) -> Iterator[FrontDoor]:
+def _of_size(folder: Path, size: int) -> Iterator[None]:
+    """``folder`` holds so many bytes and no more, while the block runs; takes root. 0: as many as the disk."""
+    if not size:
+        yield
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def front_door(
+    *hosts: str, tls: Path | None = None, replace: Mapping[str, str] | None = None, files: int = 0
+) -> Iterator[FrontDoor]:
     """nginx before ``hosts`` (``address:port``), without rights, while the block runs.
 
     Args:
         hosts: TorchServe's inference addresses.
         tls: folder with certificate.pem and key.pem; None: no TLS.
         replace: text of nginx.conf to replace, for limits that a test can't wait for.
+        files: bytes that its files may take, as in a container; 0: no limit.
     """
     nginx = program("nginx", package="nginx-light")
     port = free_ports()
@@ -118,7 +144,7 @@ def front_door(*hosts: str, tls: Path | None = None, replace: Mapping[str, str] 
     if os.getuid() == 0:
         user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
     # not pytest's temporary folder, which its owner alone may enter
-    with tempfile.TemporaryDirectory(prefix="front-door-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="front-door-") as temporary, _of_size(Path(temporary), files):
         folder = Path(temporary)
         configuration = copy_configuration(folder, hosts, port, tls is not None, replace or {})
         if tls:
@@ -130,8 +156,8 @@ def front_door(*hosts: str, tls: Path | None = None, replace: Mapping[str, str] 
                 os.chown(path, NOBODY, NOBODY)
         command = [nginx, "-c", str(configuration), "-g", "daemon off;"]
         door = FrontDoor(port, folder)
-        files = {"out": folder / "access.log", "err": folder / "error.log"}
-        with running(*command, ready=lambda: _listens(port), **files, **user):
+        logs = {"out": folder / "access.log", "err": folder / "error.log"}
+        with running(*command, ready=lambda: _listens(port), **logs, **user):
             yield door
 
 

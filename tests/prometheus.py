@@ -90,22 +90,25 @@ def prometheus(settings: Mapping[str, Any], folder: Path) -> Iterator[Prometheus
 
 
 @contextmanager
-def scraping(metrics_port: int, folder: Path) -> Iterator[Prometheus]:
-    """A Prometheus with the project's configuration and alerts, which scrapes ``metrics_port`` of this machine.
+def scraping(metrics_port: int, door_port: int, folder: Path) -> Iterator[Prometheus]:
+    """A Prometheus with the project's configuration and alerts, which scrapes two ports of this machine.
 
     It scrapes more often, and alerts wait for 2 s instead of minutes, so that a test needn't.
 
     Args:
         metrics_port: of the server.
+        door_port: of the front door's metrics.
         folder: for its data.
     """
     settings = yaml.safe_load(PROMETHEUS_CONFIG.read_text(encoding="utf-8"))
     settings["global"] = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": "2s"}
-    settings["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{metrics_port}"]
+    ports = {"densenet": metrics_port, "front-door": door_port}
+    for job in settings["scrape_configs"]:
+        job["static_configs"][0]["targets"] = [f"127.0.0.1:{ports[job['job_name']]}"]
     alerts = re.sub(r"for: \w+", "for: 2s", ALERTS.read_text(encoding="utf-8"))
     (folder / "alerts.yml").write_text(alerts, encoding="utf-8")
     with prometheus(settings, folder) as started:
-        wait_until(lambda: started.value('up{job="densenet"}') == 1, 60)
+        wait_until(lambda: started.value("sum(up)") == len(ports), 60)
         yield started
 
 

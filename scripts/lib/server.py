@@ -51,7 +51,7 @@ WORKERS_PER_THREAD = 8
 """Workers that one of TorchServe's network threads keeps busy, with room to spare."""
 STOP_TIMEOUT = 5
 """Seconds that TorchServe and its workers get to end, before they are killed: they have nothing left to do."""
-DRAIN_TIMEOUT = 60
+DRAIN_TIMEOUT = 75
 """Seconds that requests under way get to be answered before that."""
 UPLOAD_GRACE = 1.0
 """Seconds that pictures get to arrive whose requests have begun."""

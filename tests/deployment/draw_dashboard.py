@@ -21,6 +21,7 @@ import requests
 from PIL import Image
 
 from tests.e2e.conftest import serving
+from tests.front_door import front_door
 from tests.golden import GOLDEN
 from tests.prometheus import TIMEOUT_S, Panel, Prometheus, panels, scraping
 
@@ -158,7 +159,10 @@ def main(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), "--workers", "2") as server:
         data = Path(folder, "prometheus")
         data.mkdir()
-        with scraping(server.port + 2, data) as prometheus:
+        with (
+            front_door(f"127.0.0.1:{server.port}") as door,
+            scraping(server.port + 2, door.metrics_port, data) as prometheus,
+        ):
             load(server.predictions, LOAD_SECONDS)
             draw(prometheus, path, LOAD_SECONDS)
 

@@ -236,5 +236,5 @@ def test_saved_to_a_file_and_loaded_again(engine: Engine, image: dict[str, Any])
     assert engine.inspect()["Config"] == image["Config"]
     for served in serving(engine, "--workers", "1"):
         assert requests.put(served.predictions, data=PICTURE, timeout=TIMEOUT_S).ok
-        engine.podman("stop", "--time", "90", served.container.id)
+        engine.podman("stop", "--time", "110", served.container.id)
         assert served.container.state()["ExitCode"] == 0

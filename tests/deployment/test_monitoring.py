@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from scripts.lib.paths import CONFIG, ROOT
 from scripts.lib.server import find_server
 from tests.deployment.draw_dashboard import draw
 from tests.e2e.conftest import Running, serving
+from tests.front_door import FrontDoor, front_door
 from tests.golden import PACKAGED
 from tests.programs import program
 from tests.prometheus import (
@@ -108,7 +111,8 @@ def test_dashboard_is_whole() -> None:
             assert panel["description"] and panel["targets"]
             assert panel["datasource"]["uid"] == "${datasource}"
             assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
-            assert all('instance=~"$instance"' in t["expr"] or "ALERTS" in t["expr"] for t in panel["targets"])
+            chosen = ('instance=~"$instance"', "ALERTS", 'job="front-door"')
+            assert all(any(part in target["expr"] for part in chosen) for target in panel["targets"])
 
 
 def test_grafana_is_provisioned_with_the_prometheus_of_the_dashboard() -> None:
@@ -131,9 +135,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes it."""
-    with scraping(server.port + 2, tmp_path_factory.mktemp("prometheus")) as running:
+def door(server: Running) -> Iterator[FrontDoor]:
+    """A front door before it, and a host that is gone."""
+    with front_door(f"127.0.0.1:{server.port}", "127.0.0.1:9") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def prometheus(server: Running, door: FrontDoor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus that scrapes both."""
+    with scraping(server.port + 2, door.metrics_port, tmp_path_factory.mktemp("prometheus")) as running:
         yield running
 
 
@@ -220,6 +231,22 @@ def test_the_queries_of_the_dashboard_can_be_drawn(
     assert answers
     draw(prometheus, tmp_path / "dashboard.png", seconds=120, rate_interval="10s")
     assert (tmp_path / "dashboard.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_front_door_is_watched(prometheus: Prometheus, door: FrontDoor) -> None:
+    wait_until(lambda: prometheus.value("densenet_front_door_reaches_server") == 1, 60)
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
+        wait_until(lambda: prometheus.value("densenet_front_door_connections") > 20, 60)
+    for path in ("", "ping", "predictions/densenet", "metrics/x", "host"):
+        assert requests.get(f"http://127.0.0.1:{door.metrics_port}/{path}", timeout=TIMEOUT_S).status_code == 404
+    assert requests.get(f"{door.url}/metrics", timeout=TIMEOUT_S).status_code == 404
+    assert "DensenetFrontDoorAlone" not in prometheus.firing()
+    with front_door("127.0.0.1:9") as alone:
+        metrics = requests.get(f"http://127.0.0.1:{alone.metrics_port}/metrics", timeout=TIMEOUT_S)
+        assert (metrics.status_code, metrics.headers["content-type"]) == (200, "text/plain; version=0.0.4")
+        assert "densenet_front_door_reaches_server 0\n" in metrics.text
 
 
 def test_nothing_is_logged_for_each_request(answers: Counter[int], server: Running) -> None:

@@ -68,6 +68,8 @@ def test_the_kubernetes_guides_own_folder_works(tmp_path: Path) -> None:
     (tmp_path / "my-cluster").mkdir()
     own = yaml.safe_load(example) | yaml.safe_load(component)
     (tmp_path / "my-cluster" / "kustomization.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    (proxies,) = re.findall(r"```nginx\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my-cluster" / "proxies.conf").write_text(proxies, encoding="utf-8")
     manifests = render(tmp_path / "my-cluster")
     for manifest in manifests:
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
@@ -75,6 +77,7 @@ def test_the_kubernetes_guides_own_folder_works(tmp_path: Path) -> None:
     ingress = find(manifests, "Ingress", "front-door")["spec"]
     assert ingress["rules"][0]["host"] == "densenet.example.com"
     assert ingress["tls"] == [{"secretName": "densenet-tls"}]
+    assert find(manifests, "ConfigMap", "front-door")["data"]["proxies.conf"] == proxies
     metrics = find(manifests, "HorizontalPodAutoscaler", "densenet")["spec"]["metrics"]
     assert [metric["type"] for metric in metrics] == ["Resource", "Pods"]
 
