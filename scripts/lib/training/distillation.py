@@ -127,10 +127,11 @@ def teacher_maps(
     """
     key = _key(network, preprocessing)
     basis = _Basis(cache / key / BASIS)
+    frozen = FrozenNetwork(network)
     view = partial(_stretched, side=preprocessing.crop)
 
     def compute(part: Sequence[Picture], progress: Progress) -> np.ndarray:
-        maps = feature_maps(network, batches([p.path for p in part], preprocessing, view), progress)
+        maps = feature_maps(frozen, batches([p.path for p in part], preprocessing, view), progress)
         return basis.reduce(np.concatenate([m.to(torch.float16).contiguous().cpu().numpy() for m in maps]))
 
     reduced = cached_rows(cache / key, "computing teacher maps", pictures, compute)  # (N, D, h, w) float16

@@ -178,9 +178,8 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     write_atomically(path, file.getvalue())
 
 
-def feature_maps(network: DenseNet, images: Iterable[torch.Tensor], progress: Progress) -> Iterator[torch.Tensor]:
+def feature_maps(frozen: FrozenNetwork, images: Iterable[torch.Tensor], progress: Progress) -> Iterator[torch.Tensor]:
     """The last feature maps (N, F, h, w) of each batch."""
-    frozen = FrozenNetwork(network)
     for batch in images:
         maps, _ = frozen(batch)
         yield maps
@@ -198,8 +197,10 @@ def cached_features(
         (N, F) float32, in the order of ``pictures``.
     """
 
+    frozen = FrozenNetwork(network)
+
     def compute(part: Sequence[Picture], progress: Progress) -> np.ndarray:
-        maps = feature_maps(network, batches([p.path for p in part], preprocessing), progress)
+        maps = feature_maps(frozen, batches([p.path for p in part], preprocessing), progress)
         return np.concatenate([m.float().mean(dim=(2, 3)).cpu().numpy().astype(np.float16) for m in maps])  # (n, F)
 
     key = hashlib.sha256(f"{backbone_digest(network)}:{preprocessing}".encode()).hexdigest()[:16]
