@@ -33,6 +33,13 @@ def _blocks(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split(","))
 
 
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise ValueError
+    return share
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``train.py``."""
     parser = argparse.ArgumentParser(
@@ -84,6 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--balance", type=float, default=0.0, metavar="X", help="0: every picture as often; 1: every class (default 0)"
     )
+    how.add_argument(
+        "--mixup", type=_share, default=0.0, metavar="X", help="share of pictures blended with another (default 0)"
+    )
+    how.add_argument(
+        "--epoch-pictures", type=int, default=0, metavar="N", help="pictures an epoch; 0: all of them (default 0)"
+    )
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of split, order and augmentation (default 0)")
     how.add_argument("--val", type=float, default=0.1, metavar="X", help="share for validation (default 0.1)")
     how.add_argument("--test", type=float, default=0.1, metavar="X", help="share for the final test (default 0.1)")
@@ -92,6 +105,13 @@ def build_parser() -> argparse.ArgumentParser:
     teach.add_argument("--distill", type=float, default=0.7, metavar="X", help="weight of its logits (default 0.7)")
     teach.add_argument("--distill-temperature", type=float, default=2, metavar="T", help="default 2")
     teach.add_argument("--feature-weight", type=float, default=2, metavar="X", help="weight of its features, default 2")
+    teach.add_argument(
+        "--teacher-crop",
+        type=int,
+        default=0,
+        metavar="PX",
+        help="the teacher sees each view itself, at this size; 0: every picture once, whole (default 0)",
+    )
     card = parser.add_argument_group("card")
     card.add_argument("--about", default="", metavar="TEXT", help="what the pictures are, for the card")
     card.add_argument("--licence", default="", metavar="TEXT", help="terms of the weights, for the card")

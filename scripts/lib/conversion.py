@@ -130,7 +130,7 @@ def _converted(model: ModelFolder) -> Path:
         say(f"converting {card.name} to OpenVINO")
         network = _WithNormalisation(load_network(card, model.weights, CPU), Preprocessing.of(card)).eval()
         pixels = np.random.default_rng(0).integers(0, 256, (2, card.crop, card.crop, 3), dtype=np.uint8)
-        _save(_from_torch(network, pixels), folder)
+        _save(from_torch(network, pixels), folder)
         with torch.inference_mode():
             wanted = network(torch.from_numpy(pixels)).numpy()  # (2, classes)
         served = replace(
@@ -148,8 +148,8 @@ def _converted(model: ModelFolder) -> Path:
     return _cached(identity(card), make)
 
 
-def _from_torch(network: torch.nn.Module, pixels: np.ndarray) -> openvino.Model:
-    """``network`` as an OpenVINO model that takes batches of any size."""
+def from_torch(network: torch.nn.Module, pixels: np.ndarray) -> openvino.Model:
+    """``network`` as an OpenVINO model that takes batches of any size, of pictures like ``pixels`` (N, …)."""
     with warnings.catch_warnings():
         # torch calls its tracer deprecated, and OpenVINO uses it; the result is checked against eager PyTorch
         warnings.simplefilter("ignore")

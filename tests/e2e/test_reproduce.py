@@ -44,7 +44,7 @@ def test_four_models_from_one_command(tmp_path: Path) -> None:
     out = tmp_path / "runs"
     first = command(*reproduce, "--out", str(out), **environment)
     assert first.returncode == 0, first.stderr
-    assert first.stdout.endswith(f"done: {out}/bundled is what model_store/bundled holds\n")
+    assert first.stdout.endswith(f"done: {out}/bundled is version 2\n")
     model = read_model_folder(out / "bundled")
     assert model.labels == ["Abyssinian", "Dingo", "neither cat nor dog"]
     assert model.card.training["teacher"] == "teacher"
@@ -52,6 +52,12 @@ def test_four_models_from_one_command(tmp_path: Path) -> None:
 
     again = command(*reproduce, "--out", str(out), **environment)
     assert again.stdout.count(" is there\n") == 4
+
+    next_version = command(*reproduce, "--out", str(out), "--version", "3", **environment)
+    assert next_version.returncode == 0, next_version.stderr
+    assert f"{out}/teacher is there\n" in next_version.stdout
+    assert next_version.stdout.endswith(f"done: {out}/patient is version 3\n")
+    assert read_model_folder(out / "patient").card.training["start"] == "none"
 
     (out / "bundled" / "card.json").unlink()  # killed before the card was written: its epoch isn't trained again
     resumed = command(*reproduce, "--out", str(out), **environment)

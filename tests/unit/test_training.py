@@ -33,12 +33,13 @@ from scripts.lib.training.dataset import (
     oxford_pets,
     split_pictures,
 )
-from scripts.lib.training.distillation import TeacherMaps, teacher_maps
-from scripts.lib.training.features import backbone_digest, cached_features
+from scripts.lib.training.distillation import LiveTeacher, Teacher, TeacherMaps, resized, teacher_maps
+from scripts.lib.training.features import FrozenNetwork, backbone_digest, cached_features, maps_and_logits
 from scripts.lib.training.trainer import (
     AugmentedPictures,
     Recipe,
     Trainer,
+    blend,
     epoch_order,
     predict_logits,
     train_classifier,
@@ -47,6 +48,7 @@ from tests.scenes import write_scenes
 
 CPU = torch.device("cpu")
 TINY = Architecture("compact", 8, (2, 2), 16)
+TINY_FEATURES = build_network(TINY, 3).classifier.in_features
 PREPROCESSING = Preprocessing(56, 48, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 RECIPE = Recipe(
     epochs=3,
@@ -285,6 +287,29 @@ def test_classes_are_balanced(balance: float, shown: list[int]) -> None:
     assert np.array_equal(order, epoch_order(targets, balance, seed=3, epoch=1))
 
 
+def test_an_epoch_may_show_a_part_of_the_pictures() -> None:
+    targets = np.repeat([0, 1, 2], [400, 100, 16])
+    parts = [epoch_order(targets, 0.5, seed=3, epoch=epoch, size=129) for epoch in range(12)]
+    for part in parts:
+        assert np.bincount(targets[part]) == pytest.approx([76, 38, 15], abs=1)
+        assert len(set(part.tolist())) == 129
+    assert set(np.concatenate(parts).tolist()) >= set(range(400, 516)), "every picture of the small classes in turn"
+
+
+def test_blended_pictures_and_labels_go_together() -> None:
+    # every pixel of picture i is i, and so is its label's expectation
+    numbers = torch.arange(64.0)
+    images, labels = numbers[:, None, None, None].expand(-1, 3, 4, 4), torch.eye(64)
+    mixed, mixed_labels = blend(images, labels, 0.5, torch.Generator().manual_seed(0))
+    assert torch.allclose(mixed_labels @ numbers, mixed[:, 0, 0, 0], atol=1e-4)
+    assert torch.allclose(mixed_labels.sum(dim=1), torch.ones(64))
+    untouched = int((mixed[:, 0, 0, 0] == numbers).sum())
+    assert 20 <= untouched <= 44, "half of them"
+    again, _ = blend(images, labels, 0.5, torch.Generator().manual_seed(0))
+    assert torch.equal(mixed, again)
+    assert torch.equal(blend(images, labels, 0.0, torch.Generator())[0], images)
+
+
 def test_a_view_says_what_it_shows(tmp_path: Path) -> None:
     # red tells the column, green the row: the view's corners must be where its box says
     columns, rows = np.meshgrid(np.arange(200), np.arange(100))
@@ -347,16 +372,53 @@ def test_teacher_maps_are_computed_once_and_keep_the_answer(
     assert torch.equal(first.logits, second.logits.flip(0))
 
 
+def test_a_live_teacher_answers_for_what_the_student_sees(pictures: list[Picture], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build_network(TINY, 3).eval()
+    some = pictures[::6]
+    teacher = LiveTeacher(network, PREPROCESSING, some, 48, tmp_path)
+    squares = [np.array(Image.open(p.path).resize((64, 64), Image.Resampling.BILINEAR)) for p in some]
+    images = PREPROCESSING.to_tensor(np.stack(squares))
+    blended, _ = blend(images, torch.eye(len(some)), 1.0, torch.Generator().manual_seed(0))
+    nowhere = torch.empty(0)
+    features, logits = teacher.targets(blended, nowhere, nowhere, 6)
+    with torch.inference_mode():
+        maps, wanted = maps_and_logits(network, resized(blended, 48))
+    assert torch.allclose(logits, wanted, atol=0.05)
+    assert features.shape == (len(some), teacher.depth, 6, 6)
+    # all components are kept of so few features: they rebuild the teacher's maps
+    rebuilt = torch.einsum("ndhw,df->nfhw", features, teacher.components) + teacher.mean[:, None, None]
+    assert torch.allclose(rebuilt, maps, atol=0.05)
+    assert teacher.targets(blended, nowhere, nowhere, 3)[0].shape == (len(some), teacher.depth, 3, 3)
+
+
+def test_a_frozen_network_answers_with_and_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = build_network(TINY, 3)
+    images = torch.randn(5, 3, 48, 64)
+    compiled = FrozenNetwork(network)(images)
+    monkeypatch.setattr("scripts.lib.training.features.has_openvino", lambda: False)
+    eager = FrozenNetwork(network)(images)
+    for one, other in zip(compiled, eager):
+        assert one.shape == other.shape
+        assert one.dtype == other.dtype == torch.float32
+        assert torch.allclose(one, other, atol=0.05)
+
+
 # --- epochs ----------------------------------------------------------------------------------------
 
 
 def trainer(split: Split, folder: Path, recipe: Recipe = RECIPE, teach: bool = False) -> Trainer:
-    """A trainer of a tiny network."""
+    """A trainer of a tiny network; with a ``teacher_crop`` in the recipe, the teacher is a live one."""
     torch.manual_seed(0)
     everything = [*split.train, *split.val, *split.test]
     targets = targets_of(everything)
-    teacher = None
-    if teach:
+    teacher: Teacher | None = None
+    if teach and recipe.teacher_crop:
+        network = build_network(TINY, len(targets))
+        teacher = LiveTeacher(network, PREPROCESSING, split.train, recipe.teacher_crop, folder.parent / "cache")
+        torch.manual_seed(0)
+    elif teach:
         generator = torch.Generator().manual_seed(1)
         wanted = torch.tensor([targets[p.label] for p in split.train])
         logits = torch.nn.functional.one_hot(wanted, len(targets)).half() * 4  # a teacher that is right
@@ -366,14 +428,21 @@ def trainer(split: Split, folder: Path, recipe: Recipe = RECIPE, teach: bool = F
     return Trainer(network, PREPROCESSING, split.train, split.val, targets, recipe, folder, teacher)
 
 
-@pytest.mark.parametrize("teach", [False, True], ids=["plain", "distilled"])
+CONSISTENT = replace(RECIPE, distill=1, mixup=0.5, teacher_crop=48, epoch_pictures=24)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "teach"),
+    [(RECIPE, False), (RECIPE, True), (CONSISTENT, True), (replace(RECIPE, mixup=1), False)],
+    ids=["plain", "distilled", "consistent", "mixup"],
+)
 def test_a_resumed_training_is_the_uninterrupted_one(
-    pictures: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teach: bool
+    pictures: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe, teach: bool
 ) -> None:
     split = split_pictures(pictures, 0.1, 0.1, seed=0)
     (tmp_path / "straight").mkdir()
     (tmp_path / "broken").mkdir()
-    straight = trainer(split, tmp_path / "straight", teach=teach).run()
+    straight = trainer(split, tmp_path / "straight", recipe, teach).run()
 
     train_epoch = Trainer._train_epoch
 
@@ -385,8 +454,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_epoch", killed_in_the_last_epoch)
         with pytest.raises(KeyboardInterrupt):
-            trainer(split, tmp_path / "broken", teach=teach).run()
-    again = trainer(split, tmp_path / "broken", teach=teach)
+            trainer(split, tmp_path / "broken", recipe, teach).run()
+    again = trainer(split, tmp_path / "broken", recipe, teach)
     again.resume()
     assert again.epoch == RECIPE.epochs - 1
     resumed = again.run()
@@ -411,6 +480,26 @@ def test_resume_refuses_another_recipe(pictures: list[Picture], tmp_path: Path) 
         trainer(split, tmp_path, replace(RECIPE, rate=0.2)).resume()
     with pytest.raises(CommandError, match="nothing to resume: no checkpoint at"):
         trainer(split, tmp_path / "elsewhere").resume()
+
+
+def test_without_hard_labels_the_teacher_alone_is_followed(pictures: list[Picture], tmp_path: Path) -> None:
+    split = split_pictures(pictures, 0.1, 0.1, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    maps, logits = torch.rand(6, TINY_FEATURES, 3, 3, generator=generator), torch.randn(6, 3, generator=generator)
+    labels = torch.eye(3).repeat(2, 1)
+    for distill, same in ((1.0, True), (0.5, False)):
+        one = trainer(split, tmp_path, replace(CONSISTENT, distill=distill), teach=True)
+        taught = torch.rand(6, one.teacher.depth if one.teacher else 0, 3, 3), logits.flip(0)
+        losses = [float(one._loss(maps, logits, wanted, taught).detach()) for wanted in (labels, labels.flip(1))]
+        assert (losses[0] == losses[1]) == same
+
+
+def test_mixup_needs_a_teacher_that_sees_it(pictures: list[Picture], tmp_path: Path) -> None:
+    split = split_pictures(pictures, 0.1, 0.1, seed=0)
+    with pytest.raises(CommandError, match="the teacher saw them unblended; give --teacher-crop PX too"):
+        trainer(split, tmp_path, replace(RECIPE, mixup=0.5), teach=True)
+    with pytest.raises(CommandError, match="--epoch-pictures 7 is less than one batch of 8; raise it"):
+        trainer(split, tmp_path, replace(RECIPE, epoch_pictures=7))
 
 
 def test_too_few_pictures_for_a_batch(pictures: list[Picture], tmp_path: Path) -> None:
@@ -580,6 +669,17 @@ def test_a_classifier_takes_a_teacher(
     card = read_model_folder(out).card
     assert card.training["teacher"] == "views"
     assert card.accuracy["test"]["top1"] >= 0.75
+
+
+def test_a_teacher_is_asked_about_every_view(
+    trained: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "CACHE", tmp_path / "cache")
+    live = ["--teacher", str(trained), "--teacher-crop", "64", "--mixup", "0.5", "--distill", "1"]
+    out = run_train(str(scenes), "--out", str(tmp_path / "out"), *FAST, "--epochs", "1", "--warmup", "0", *live)
+    assert read_model_folder(out).card.training["teacher"] == "views"
+    with pytest.raises(CommandError, match="--teacher-crop is for --train all"):
+        run_train(str(scenes), "--out", str(tmp_path / "out2"), *FAST, *live, "--train", "classifier")
 
 
 def test_a_teacher_of_other_classes_is_refused(trained: Path, scenes: Path, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""What a teacher sees at each place of a picture, computed once; its targets for any crop, read off that map.
+"""What a teacher answers to what the student sees: read off maps that are computed once, or asked each time.
 
-The idea is ReLabel's (Yun et al., "Re-labeling ImageNet: from Single to Multi-Labels, from Global
-to Localized Labels", 2021): one forward pass over the whole picture, and a target for every random
-crop by averaging the part of the map below it, where a teacher in the loop would cost more than
-the student.
+The maps are ReLabel's idea (Yun et al., "Re-labeling ImageNet: from Single to Multi-Labels, from
+Global to Localized Labels", 2021): one forward pass over the whole picture, and a target for every
+random crop by averaging the part of the map below it. A teacher that is asked each time sees the
+very pixels, blended pictures included, and costs as much as a good part of the student's training
+(Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", 2022).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,10 +26,39 @@ from torchvision.models.densenet import DenseNet
 from handler.preprocessing import Preprocessing
 from scripts.lib.console import Progress
 from scripts.lib.training.dataset import Picture
-from scripts.lib.training.features import CHUNK, backbone_digest, batches, cached_rows, feature_maps, save_arrays
+from scripts.lib.training.features import (
+    CHUNK,
+    FrozenNetwork,
+    backbone_digest,
+    batches,
+    cached_rows,
+    feature_maps,
+    save_arrays,
+)
 
+BASIS = "basis.npz"
 COMPONENTS = 256
 """Principal components that are kept of a teacher's features."""
+
+
+class Teacher(Protocol):
+    """Gives targets for what a student sees."""
+
+    @property
+    def depth(self) -> int:
+        """Channels of its features."""
+
+    def targets(
+        self, images: torch.Tensor, indices: torch.Tensor, boxes: torch.Tensor, side: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Its features (B, depth, side, side) and logits (B, C), float32.
+
+        Args:
+            images: (B, 3, H, W) normalised, what the student sees.
+            indices: (B,) of which pictures that is.
+            boxes: (B, 4) and of which part; see :meth:`TeacherMaps.crops`.
+            side: places a side of the student's map.
+        """
 
 
 @dataclass(frozen=True)
@@ -40,6 +71,17 @@ class TeacherMaps:
 
     features: torch.Tensor
     logits: torch.Tensor
+
+    @property
+    def depth(self) -> int:
+        """Channels of the features."""
+        return self.features.shape[1]
+
+    def targets(
+        self, images: torch.Tensor, indices: torch.Tensor, boxes: torch.Tensor, side: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :class:`Teacher` says, without looking at ``images``."""
+        return self.crops(indices, boxes, side)
 
     def whole(self) -> torch.Tensor:
         """The logits (N, C) of the whole pictures, float32."""
@@ -67,8 +109,7 @@ class TeacherMaps:
         places = F.avg_pool2d(
             F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False), 2
         )  # (B, D + C, side, side)
-        depth = self.features.shape[1]
-        return places[:, :depth], places[:, depth:].mean(dim=(2, 3))
+        return places[:, : self.depth], places[:, self.depth :].mean(dim=(2, 3))
 
 
 def _stretched(image: Image.Image, side: int) -> np.ndarray:
@@ -84,16 +125,64 @@ def teacher_maps(
     The cache is keyed by picture content, weights and input size. The principal components are
     those of the first chunk.
     """
-    key = hashlib.sha256(f"maps:{backbone_digest(network)}:{preprocessing}".encode()).hexdigest()[:16]
-    basis = _Basis(cache / key / "basis.npz")
+    key = _key(network, preprocessing)
+    basis = _Basis(cache / key / BASIS)
+    frozen = FrozenNetwork(network)
     view = partial(_stretched, side=preprocessing.crop)
 
     def compute(part: Sequence[Picture], progress: Progress) -> np.ndarray:
-        maps = feature_maps(network, batches([p.path for p in part], preprocessing, view), progress)
+        maps = feature_maps(frozen, batches([p.path for p in part], preprocessing, view), progress)
         return basis.reduce(np.concatenate([m.to(torch.float16).contiguous().cpu().numpy() for m in maps]))
 
     reduced = cached_rows(cache / key, "computing teacher maps", pictures, compute)  # (N, D, h, w) float16
     return TeacherMaps(reduced, basis.logits(reduced, network.classifier))
+
+
+class LiveTeacher:
+    """A teacher that is asked about every view.
+
+    Args:
+        network: with the student's classes.
+        preprocessing: of its card.
+        pictures: some of the training pictures; the principal components of the features are theirs.
+        crop: side in px at which it sees a view.
+        cache: keeps the components.
+    """
+
+    def __init__(
+        self, network: DenseNet, preprocessing: Preprocessing, pictures: Sequence[Picture], crop: int, cache: Path
+    ) -> None:
+        some = sorted(pictures, key=lambda p: p.digest)[:CHUNK]
+        teacher_maps(network, preprocessing, some, cache)
+        basis = _Basis(cache / _key(network, preprocessing) / BASIS)
+        self.network, self.crop = FrozenNetwork(network), crop
+        self.mean = torch.from_numpy(basis.mean).to(self.network.device)  # (F,)
+        self.components = torch.from_numpy(basis.components).to(self.network.device)  # (D, F)
+
+    @property
+    def depth(self) -> int:
+        """Channels of the features."""
+        return self.components.shape[0]
+
+    def targets(
+        self, images: torch.Tensor, indices: torch.Tensor, boxes: torch.Tensor, side: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :class:`Teacher` says; ``images`` are enough."""
+        maps, logits = self.network(resized(images, self.crop))  # (B, F, h, w), (B, C)
+        features = F.conv2d(maps - self.mean[:, None, None], self.components[:, :, None, None])  # (B, D, h, w)
+        return resized(features, side), logits
+
+
+def resized(images: torch.Tensor, side: int) -> torch.Tensor:
+    """(B, C, H, W) → (B, C, side, side), smoothed where that is smaller."""
+    if images.shape[2:] == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+
+def _key(network: DenseNet, preprocessing: Preprocessing) -> str:
+    """The folder of a teacher's maps in the cache."""
+    return hashlib.sha256(f"maps:{backbone_digest(network)}:{preprocessing}".encode()).hexdigest()[:16]
 
 
 class _Basis:

@@ -6,18 +6,22 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models.densenet import DenseNet
 
 from handler.images import decode
 from handler.preprocessing import Preprocessing
 from handler.runtimes import has_bfloat16
+from handler.runtimes.openvino_runtime import import_openvino
 from scripts.lib.console import Progress
+from scripts.lib.conversion import from_torch, has_openvino
 from scripts.lib.model_folder import write_atomically
 from scripts.lib.training.dataset import MAX_PIXELS, Picture
 
@@ -52,6 +56,50 @@ def maps_and_logits(network: DenseNet, images: torch.Tensor) -> tuple[torch.Tens
     maps = F.relu(network.features(images), inplace=True)  # (N, F, h, w)
     pooled = F.adaptive_avg_pool2d(maps, (1, 1)).flatten(1)  # (N, F)
     return maps, network.classifier(pooled)  # (N, classes)
+
+
+class _MapsAndLogits(nn.Module):
+    """:func:`maps_and_logits` as a module, for OpenVINO."""
+
+    def __init__(self, network: DenseNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return maps_and_logits(self.network, images)
+
+
+class FrozenNetwork:
+    """A network that isn't trained any more, in mixed precision where it is.
+
+    On a CPU OpenVINO computes it, where that is installed: in half of PyTorch's time.
+    """
+
+    def __init__(self, network: DenseNet) -> None:
+        self.network = network.eval()
+        self.device = next(network.parameters()).device
+        self._compiled: dict[torch.Size, Any] = {}  # by height and width
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The answers to ``images`` as :func:`maps_and_logits` gives them, both float32 and on the network's device."""
+        if self.device.type != "cpu" or not has_openvino():
+            with torch.inference_mode(), autocast(self.device):
+                maps, logits = maps_and_logits(self.network, images.to(self.device))
+            return maps.float(), logits.float()
+        pixels = images.contiguous().numpy()  # (N, 3, H, W)
+        if images.shape[2:] not in self._compiled:
+            precision = "bf16" if has_bfloat16(self.device) else "f32"
+            self._compiled[images.shape[2:]] = import_openvino().compile_model(
+                from_torch(_MapsAndLogits(self.network), pixels),
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": precision,
+                    "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                    "ENABLE_CPU_PINNING": False,  # other work may need the cores too
+                },
+            )
+        maps, logits = self._compiled[images.shape[2:]](pixels).to_tuple()
+        return torch.from_numpy(maps), torch.from_numpy(logits)
 
 
 class _Views(Dataset[torch.Tensor]):
@@ -130,12 +178,10 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     write_atomically(path, file.getvalue())
 
 
-def feature_maps(network: DenseNet, images: Iterable[torch.Tensor], progress: Progress) -> Iterator[torch.Tensor]:
-    """The last feature maps (N, F, h, w) of each batch, computed where the network is, in mixed precision."""
-    device = next(network.parameters()).device
+def feature_maps(frozen: FrozenNetwork, images: Iterable[torch.Tensor], progress: Progress) -> Iterator[torch.Tensor]:
+    """The last feature maps (N, F, h, w) of each batch."""
     for batch in images:
-        with torch.inference_mode(), autocast(device):
-            maps, _ = maps_and_logits(network, batch.to(device))
+        maps, _ = frozen(batch)
         yield maps
         progress.advance(len(maps))
 
@@ -151,8 +197,10 @@ def cached_features(
         (N, F) float32, in the order of ``pictures``.
     """
 
+    frozen = FrozenNetwork(network)
+
     def compute(part: Sequence[Picture], progress: Progress) -> np.ndarray:
-        maps = feature_maps(network, batches([p.path for p in part], preprocessing), progress)
+        maps = feature_maps(frozen, batches([p.path for p in part], preprocessing), progress)
         return np.concatenate([m.float().mean(dim=(2, 3)).cpu().numpy().astype(np.float16) for m in maps])  # (n, F)
 
     key = hashlib.sha256(f"{backbone_digest(network)}:{preprocessing}".encode()).hexdigest()[:16]

@@ -42,7 +42,7 @@ from scripts.lib.training.dataset import (
     oxford_pets,
     split_pictures,
 )
-from scripts.lib.training.distillation import TeacherMaps, teacher_maps
+from scripts.lib.training.distillation import LiveTeacher, Teacher, TeacherMaps, teacher_maps
 from scripts.lib.training.features import cached_features
 from scripts.lib.training.trainer import Recipe, Trainer, predict_logits, top1_and_loss, train_classifier, write_metrics
 
@@ -82,7 +82,7 @@ def train(args: argparse.Namespace) -> ModelFolder:
     if args.start != "none":
         _start_from(network, _start_file(args))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = _teacher_maps(args.teacher, split.train, labels, device) if args.teacher else None
+    teacher = _teacher(args, split.train, labels, device) if args.teacher else None
     if args.train == "classifier":
         start = time.monotonic()
         history = _train_last_layer(network.to(device), args, preprocessing, split, targets, teacher)
@@ -188,7 +188,7 @@ def _train_last_layer(
     preprocessing: Preprocessing,
     split: Split,
     targets: dict[str, int],
-    teacher: TeacherMaps | None,
+    teacher: Teacher | None,
 ) -> list[dict[str, float]]:
     """Train the classifier on frozen features; return the rows of ``metrics.csv``."""
     if args.start == "none":
@@ -210,7 +210,7 @@ def _train_last_layer(
     classifier, history = train_classifier(
         *featured(split.train),
         len(targets),
-        teacher=teacher.whole() if teacher else None,
+        teacher=teacher.whole() if isinstance(teacher, TeacherMaps) else None,
         distill=args.distill,
         temperature=args.distill_temperature,
         label_smoothing=args.label_smoothing,
@@ -221,13 +221,18 @@ def _train_last_layer(
     return history
 
 
-def _teacher_maps(folder: Path, pictures: list[Picture], labels: list[str], device: torch.device) -> TeacherMaps:
-    """What a teacher sees in the training pictures."""
-    teacher = read_model_folder(folder)
+def _teacher(args: argparse.Namespace, pictures: list[Picture], labels: list[str], device: torch.device) -> Teacher:
+    """The teacher of the command line, for the training pictures."""
+    if args.teacher_crop and args.train == "classifier":
+        raise CommandError("--teacher-crop is for --train all: a classifier is trained on whole pictures; leave it out")
+    teacher = read_model_folder(args.teacher)
     if teacher.labels != labels:
-        raise CommandError(f"the teacher {folder} has other labels than the data; train it on the same classes")
+        raise CommandError(f"the teacher {args.teacher} has other labels than the data; train it on the same classes")
     network = load_network(teacher.card, teacher.weights, device)
-    return teacher_maps(network, Preprocessing.of(teacher.card), pictures, CACHE / "maps")
+    preprocessing = Preprocessing.of(teacher.card)
+    if args.teacher_crop:
+        return LiveTeacher(network, preprocessing, pictures, args.teacher_crop, CACHE / "maps")
+    return teacher_maps(network, preprocessing, pictures, CACHE / "maps")
 
 
 def _measure(

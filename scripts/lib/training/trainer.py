@@ -27,7 +27,7 @@ from handler.preprocessing import Preprocessing
 from scripts.lib.console import CommandError, Progress, duration, say
 from scripts.lib.model_folder import write_atomically
 from scripts.lib.training.dataset import MAX_PIXELS, Picture
-from scripts.lib.training.distillation import TeacherMaps
+from scripts.lib.training.distillation import Teacher, resized
 from scripts.lib.training.features import autocast, autocast_type, batches, maps_and_logits
 
 METRICS = "metrics.csv"
@@ -45,7 +45,10 @@ class Recipe:
     keeps. ``balance``: see :func:`epoch_order`. With a teacher, the loss is ``(1 - distill) *
     cross-entropy + distill *`` :func:`distillation_loss` plus ``feature_weight * (1 - cosine)``
     between its features at each place of the crop and a projection of the student's (as in
-    FitNets, Romero et al., 2015).
+    FitNets, Romero et al., 2015). ``teacher_crop``: side in px at which the teacher sees each view
+    itself; 0: it saw every picture once. ``mixup``: share of the pictures of a batch that are
+    blended with another, in a proportion that is drawn evenly from 0 to 1 (Zhang et al., "mixup",
+    2018). ``epoch_pictures``: pictures an epoch shows; 0: as many as there are.
     """
 
     epochs: int
@@ -62,6 +65,9 @@ class Recipe:
     distill_temperature: float
     feature_weight: float
     balance: float
+    mixup: float = 0.0
+    teacher_crop: int = 0
+    epoch_pictures: int = 0
 
     def crop_at(self, epoch: int) -> int:
         """Side of the training crops in ``epoch`` (from 0), in px."""
@@ -89,7 +95,8 @@ class AugmentedPictures(Dataset[tuple[torch.Tensor, int, torch.Tensor]]):
 
     def __init__(self, pictures: Sequence[Picture], order: np.ndarray, recipe: Recipe, epoch: int) -> None:
         self.pictures, self.order, self.seed = pictures, order, recipe.seed * 1_000_003 + epoch
-        self.crop, self.scale = recipe.crop_at(epoch), [recipe.min_scale, 1.0]
+        self.crop = max(recipe.crop_at(epoch), recipe.teacher_crop)
+        self.scale = [recipe.min_scale, 1.0]
         self.colour = transforms.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)
 
     def __len__(self) -> int:
@@ -109,8 +116,8 @@ class AugmentedPictures(Dataset[tuple[torch.Tensor, int, torch.Tensor]]):
         return torch.from_numpy(np.array(self.colour(view))), picture, shares
 
 
-def epoch_order(targets: np.ndarray, balance: float, seed: int, epoch: int) -> np.ndarray:
-    """Which pictures an epoch shows, shuffled: as many as there are, classes weighted by ``balance``.
+def epoch_order(targets: np.ndarray, balance: float, seed: int, epoch: int, size: int = 0) -> np.ndarray:
+    """Which pictures an epoch shows, shuffled; classes weighted by ``balance``.
 
     Args:
         targets: (N,) class indices.
@@ -118,13 +125,14 @@ def epoch_order(targets: np.ndarray, balance: float, seed: int, epoch: int) -> n
             proportion to n^(1 - balance) (Mahajan et al., "Exploring the Limits of Weakly
             Supervised Pretraining", 2018, use the square root: 0.5).
         seed, epoch: of the shuffling.
+        size: how many pictures; 0: as many as there are.
 
     Returns:
-        (N,) indices; within a class no picture is shown twice more often than another.
+        (size,) indices; within a class no picture is shown twice more often than another.
     """
     counts = np.bincount(targets)
     weights = np.where(counts > 0, np.maximum(counts, 1) ** (1 - balance), 0)
-    bounds = np.round(np.cumsum(weights) / weights.sum() * len(targets)).astype(int)
+    bounds = np.round(np.cumsum(weights) / weights.sum() * (size or len(targets))).astype(int)
     random = np.random.default_rng([seed, epoch])
     chosen = []
     for target, wanted in enumerate(np.diff(bounds, prepend=0)):
@@ -132,6 +140,26 @@ def epoch_order(targets: np.ndarray, balance: float, seed: int, epoch: int) -> n
         rounds = [random.permutation(members) for _ in range(-(-wanted // max(1, len(members))))]
         chosen += [np.concatenate(rounds)[:wanted]] if rounds else []
     return random.permutation(np.concatenate(chosen))
+
+
+def blend(
+    images: torch.Tensor, labels: torch.Tensor, share: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blend pictures of a batch, each with another one of it.
+
+    Args:
+        images: (B, 3, H, W).
+        labels: (B, C) probabilities.
+        share: of the pictures that are blended, 0 to 1.
+        generator: draws which ones, and how much is kept of each: 0 to 1, evenly.
+
+    Returns:
+        Images and labels, (B, 3, H, W) and (B, C).
+    """
+    kept = torch.rand(len(images), generator=generator)  # (B,)
+    kept = torch.where(torch.rand(len(images), generator=generator) < share, kept, torch.ones(())).to(images.device)
+    mixed_images = images.flip(0).lerp(images, kept[:, None, None, None])
+    return mixed_images, labels.flip(0).lerp(labels, kept[:, None])
 
 
 def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -155,7 +183,7 @@ class Trainer:
         targets: label → class index.
         recipe: how to train.
         folder: where ``checkpoint.pt`` and ``metrics.csv`` go.
-        teacher: what the teacher sees in the training pictures, or None.
+        teacher: answers for the training pictures, or None.
         split: what the sides of the data depend on: ``val``, ``test``, and ``pictures``, a digest of them.
     """
 
@@ -168,13 +196,22 @@ class Trainer:
         targets: dict[str, int],
         recipe: Recipe,
         folder: Path,
-        teacher: TeacherMaps | None = None,
+        teacher: Teacher | None = None,
         split: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         if len(train) < recipe.batch:
             raise CommandError(
                 f"{len(train)} training pictures are fewer than one batch of {recipe.batch}; "
                 "add pictures or lower --batch"
+            )
+        if 0 < recipe.epoch_pictures < recipe.batch:
+            raise CommandError(
+                f"--epoch-pictures {recipe.epoch_pictures} is less than one batch of {recipe.batch}; raise it"
+            )
+        if recipe.mixup and teacher is not None and not recipe.teacher_crop:
+            raise CommandError(
+                "--mixup blends pictures, and the teacher saw them unblended; give --teacher-crop PX too, "
+                "so that it sees what the student sees"
             )
         self.preprocessing, self.recipe, self.folder, self.teacher = preprocessing, recipe, folder, teacher
         self.settings = {**asdict(recipe), "train_crop": list(recipe.train_crop), **split}
@@ -186,7 +223,7 @@ class Trainer:
         self.projection: nn.Conv2d | None = None
         if teacher is not None:
             generator = torch.Generator().manual_seed(recipe.seed)
-            self.projection = nn.Conv2d(network.classifier.in_features, teacher.features.shape[1], 1)
+            self.projection = nn.Conv2d(network.classifier.in_features, teacher.depth, 1)
             nn.init.normal_(self.projection.weight, std=0.01, generator=generator)
             self.projection.to(self.device)
             modules.append(self.projection)
@@ -299,7 +336,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int) -> float:
         recipe = self.recipe
-        order = epoch_order(self.train_targets.numpy(), recipe.balance, recipe.seed, epoch)
+        order = epoch_order(self.train_targets.numpy(), recipe.balance, recipe.seed, epoch, recipe.epoch_pictures)
         loader = DataLoader(
             AugmentedPictures(self.train_pictures, order, recipe, epoch),
             batch_size=recipe.batch,
@@ -314,9 +351,16 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.rate_at(epoch + step / len(loader))
             images = self.preprocessing.to_tensor(arrays.numpy()).to(self.device)  # (B, 3, h, h)
+            labels = F.one_hot(self.train_targets[indices], len(self.targets)).float().to(self.device)  # (B, C)
+            if recipe.mixup:
+                generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + epoch) * 2_000_003 + step)
+                images, labels = blend(images, labels, recipe.mixup, generator)
+            shown = resized(images, recipe.crop_at(epoch)).contiguous(memory_format=torch.channels_last)
             with autocast(self.device):
-                maps, logits = maps_and_logits(self.network, images)
-                loss = self._loss(maps, logits, indices, boxes)
+                maps, logits = maps_and_logits(self.network, shown)
+            taught = self.teacher.targets(images, indices, boxes, maps.shape[2]) if self.teacher else None
+            with autocast(self.device):
+                loss = self._loss(maps, logits, labels, taught)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.scaler.step(self.optimizer)
@@ -327,15 +371,18 @@ class Trainer:
         return total / len(loader)
 
     def _loss(
-        self, maps: torch.Tensor, logits: torch.Tensor, indices: torch.Tensor, boxes: torch.Tensor
+        self,
+        maps: torch.Tensor,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        taught: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         recipe = self.recipe
-        targets = self.train_targets[indices].to(self.device)  # (B,)
         logits = logits.float()
-        loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-        if self.teacher is None or self.projection is None:
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        if taught is None or self.projection is None:
             return loss
-        features, answers = self.teacher.crops(indices, boxes, maps.shape[2])  # (B, D, h, h), (B, classes)
+        features, answers = taught  # (B, D, h, h), (B, classes)
         divergence = distillation_loss(logits, answers.to(self.device), recipe.distill_temperature)
         cosine = F.cosine_similarity(self.projection(maps).float(), features.to(self.device), dim=1).mean()
         return (1 - recipe.distill) * loss + recipe.distill * divergence + recipe.feature_weight * (1 - cosine)
