@@ -15,12 +15,13 @@ import pytest
 
 from scripts.lib.management import Management
 from scripts.lib.server import find_server, held_workers
-from tests.e2e.conftest import Running, free_ports
+from tests.control_groups import memory_group
+from tests.e2e.conftest import Running
 from tests.e2e.test_faults import in_foreground, wait_for_ready
 from tests.fuzzing import GOOD
 from tests.golden import CHELSEA
 from tests.hostile import JSON, MULTIPART, form_of, request
-from tests.memory import memory_group
+from tests.ports import free_ports
 from tests.waiting import wait_until
 from tests.wire import exchange
 
@@ -161,7 +162,7 @@ def test_large_bodies_do_not_fill_the_memory(tmp_path: Path, size: int, workers:
     port = free_ports()
     with (
         memory_group(size) as group,
-        in_foreground(lambda *serve: group.shell(*serve, "--workers", str(workers)), port, tmp_path) as process,
+        in_foreground(group.shell, port, tmp_path, workers) as process,
         ThreadPoolExecutor(40) as pool,
     ):
         wait_for_ready(process, port)

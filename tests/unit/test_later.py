@@ -18,7 +18,8 @@ from handler.errors import ImageTooComplex, ServerBusy
 from handler.later import HEADER, MAX_WAITING, MAY, Lane, Result, taken
 from tests.hostile import jpeg_of_scans
 from tests.pictures import jpeg
-from tests.unit.conftest import Answer, Request, serve
+from tests.unit.conftest import Request, serve
+from tests.unit.worker_protocol import Answer
 from tests.waiting import wait_until
 
 SLOW = jpeg_of_scans(3000, 1000)
