@@ -225,6 +225,7 @@ def _new_ticket() -> Path:
 def _write(ticket: Path, result: Result) -> None:
     """Put a result where an empty ticket is; nowhere if the ticket is gone."""
     part = ticket.with_name(ticket.name + ".part")
+    part.touch(mode=0o600)
     with part.open("wb") as file:
         np.savez(file, **result)  # type: ignore[arg-type]
     if ticket.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from handler.densenet_handler import DenseNetHandler
 from handler.errors import ImageTooComplex, ServerBusy
 from handler.later import HEADER, MAX_WAITING, MAY, Lane, Result, taken
 from tests.hostile import jpeg_of_scans
-from tests.pictures import jpeg
+from tests.pictures import jpeg, noise, save
 from tests.unit.conftest import Request, serve
 from tests.unit.worker_protocol import Answer
 from tests.waiting import wait_until
@@ -178,11 +179,26 @@ def test_a_slow_picture_of_a_batch_is_put_off_and_the_others_answered(
     folder: Path, tiny_handler: DenseNetHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny_handler.reader, "max_pixels", 10**8)
+    tiny_handler.reader.close()  # a process that is there already has the old limit
     monkeypatch.setattr(densenet_handler, "PATIENCE_S", 0.05)
     slow, good = Request({"body": SLOW}, {HEADER: MAY}), Request({"body": jpeg()}, {HEADER: MAY})
     first, second = serve(tiny_handler, [slow, good])
     assert (first.status, second.status) == (503, 200)
     assert again(tiny_handler, first, slow).status == 200
+
+
+def test_a_process_that_cant_be_started_is_one_requests_error(tiny_handler: DenseNetHandler) -> None:
+    webp = Request({"body": save(noise(64, 64), "WEBP")}, {})
+    tiny_handler.reader.close()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        first, second = serve(tiny_handler, [webp, Request({"body": jpeg()}, {})])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert (first.status, first.json["type"], second.status) == (503, "ServerBusy", 200)
+    assert first.headers["Retry-After"] == "2"
+    assert [answer.status for answer in serve(tiny_handler, [webp])] == [200]
 
 
 def test_without_the_frontends_word_a_worker_waits(tiny_handler: DenseNetHandler) -> None:
