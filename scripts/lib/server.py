@@ -63,8 +63,8 @@ STOPPING = "stopping"
 """File in a server's folder: it is being stopped, and didn't end by itself."""
 _DEATH = "Backend worker process died."
 PASSED_ON = re.compile(
-    # where a user and the system keep things
-    r"HOME|USER|LOGNAME|TZ|LD_(LIBRARY_PATH|PRELOAD)|DYLD_\w+"
+    # where a user and the system keep things; matplotlib's list of fonts is in the project's cache
+    r"MPLCONFIGDIR|HOME|USER|LOGNAME|TZ|LD_(LIBRARY_PATH|PRELOAD)|DYLD_\w+"
     # Windows doesn't work without
     r"|SYSTEM(ROOT|DRIVE)|WINDIR|COMSPEC|PATHEXT|USERPROFILE|(LOCAL)?APPDATA|PROGRAMDATA"
     r"|NUMBER_OF_PROCESSORS|PROCESSOR_\w+"

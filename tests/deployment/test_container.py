@@ -21,6 +21,7 @@ from tests.deployment.images import IMAGE, Container, Engine
 from tests.golden import CHELSEA, DOG, GOLDEN, Golden
 from tests.load import sending
 from tests.ports import free_ports
+from tests.versions import write_golden
 from tests.waiting import wait_until
 
 PICTURE = CHELSEA.read_bytes()
@@ -141,7 +142,7 @@ def test_the_curl_lines_of_the_readme(served: Served) -> None:
 
 
 def test_workers_are_scaled_through_the_management_api(served: Served) -> None:
-    for workers in ("1", "2"):
+    for workers in ("2", "1", "2"):  # down, too, for which TorchServe runs the program kill
         done = served.container.execute("python3", "scripts/scale.py", workers)
         assert done.stdout == f"{workers} workers READY (at least {workers}, at most {workers})\n", done.stderr
 
@@ -169,6 +170,24 @@ def test_a_mounted_model_replaces_the_image_s(engine: Engine, image: dict[str, A
     mount = ("--volume", f"{BUNDLED}:/models/mine:ro")
     for served in serving(engine, "--weights", "/models/mine", "--workers", "1", flags=mount):
         assert "built /tmp/densenet/model_store/densenet.mar" in served.container.logs()
+        assert requests.put(served.predictions, data=PICTURE, timeout=TIMEOUT_S).ok
+
+
+def test_a_version_is_deployed_rolled_back_and_removed(engine: Engine, image: dict[str, Any], tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    mounts = ("--volume", f"{BUNDLED}:/models/mine:ro", "--volume", f"{tmp_path}:/golden:ro")
+    archive = "/tmp/densenet/model_store/densenet-2.0.mar"
+    for served in serving(engine, "--weights", "/models/mine", "--workers", "1", flags=mounts):
+        write_golden(tmp_path, requests.put(served.predictions, data=PICTURE, timeout=TIMEOUT_S).json()["label"])
+        for command in (
+            ("build_archive.py", "--weights", "/models/mine", "--model-version", "2.0"),
+            ("deploy.py", archive, "--golden", "/golden/golden.csv"),
+            ("deploy.py", "--rollback"),
+            ("deploy.py", "--remove", "2.0"),
+        ):
+            script, *arguments = command
+            done = served.container.execute("python3", f"scripts/{script}", *arguments)
+            assert done.returncode == 0, done.stderr
         assert requests.put(served.predictions, data=PICTURE, timeout=TIMEOUT_S).ok
 
 
