@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import io
 import json
@@ -582,3 +583,19 @@ def test_the_settings_may_ask_for_torch_compile(tiny_model: ModelFolder) -> None
     assert isinstance(compiled.runtime.network, torch._dynamo.eval_frame.OptimizedModule)
     (answer,) = serve(compiled, [send(jpeg())])
     assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "body", [bytes(100_000), jpeg()[:-500], bomb(1001), b'{"a"'], ids=["zeros", "cut-off", "large", "json"]
+)
+def test_a_refused_picture_is_forgotten_at_once(tiny_handler: DenseNetHandler, body: bytes) -> None:
+    """An error that is kept keeps its traceback, that the frames, and they the body: until the collector runs."""
+    serve(tiny_handler, [send(body), send(jpeg())])
+    gc.collect()
+    gc.disable()
+    try:
+        serve(tiny_handler, [send(body)])
+        serve(tiny_handler, [send(jpeg())])
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
