@@ -136,12 +136,15 @@ def test_an_archive_stays_until_the_server_has_read_it(tmp_path: Path, others_ar
 def test_what_is_served_is_what_was_meant(tmp_path: Path, other: ModelFolder, others_archive: bytes) -> None:
     """Where something that asks nobody replaces the archive."""
     port = free_ports()
-    with replaced(archive_path(tmp_path), others_archive, asks=False):
-        process = serve(port, tmp_path, BUNDLED, "--detach")
-        _, errors = process.communicate(timeout=COMMAND_TIMEOUT_S)
-    assert process.returncode == 1
-    assert f"the server serves '{other.card.name}', and 'densenet-pets' is meant: the archive in" in errors
-    assert javas(port) == []
+    try:
+        with replaced(archive_path(tmp_path), others_archive, asks=False):
+            process = serve(port, tmp_path, BUNDLED, "--detach")
+            _, errors = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        assert process.returncode == 1
+        assert f"the server serves '{other.card.name}', and 'densenet-pets' is meant: the archive in" in errors
+        assert javas(port) == []
+    finally:
+        stop(port)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a program in sh in Java's place")
