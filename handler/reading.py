@@ -213,9 +213,13 @@ class Decoding:
 
     def result(self) -> Result:
         """The views."""
-        if isinstance(self._outcome, Exception):
-            raise self._outcome
-        return packed(self._outcome)
+        outcome, self._outcome = self._outcome, []
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return packed(outcome)
+        finally:
+            del outcome  # as in _run
 
     def _run(self, process: DecodingProcess) -> None:
         outcome: list[View] | Exception
@@ -224,7 +228,8 @@ class Decoding:
             self._begun.set()
             outcome = self._decoded(process)
         except Exception as error:
-            outcome = error
+            # without its traceback, whose frames would keep the picture until Python's collector runs
+            outcome = error.with_traceback(None)
         with self._lock:
             if self._process is process:
                 self._outcome = outcome
