@@ -27,7 +27,7 @@ final class Bodies {
     /** What Java itself needs of its heap. */
     private static final long OWN_BYTES = 64L << 20;
 
-    private static final long LARGEST_BODY = ConfigManager.getInstance().getMaxRequestSize();
+    static final long LARGEST_BODY = ConfigManager.getInstance().getMaxRequestSize();
 
     /** One body always passes. */
     static final long LIMIT = Math.max(LARGEST_BODY, Math.min(heap(), direct()));

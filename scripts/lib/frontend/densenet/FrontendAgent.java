@@ -13,8 +13,8 @@ import java.util.Map;
 /**
  * Java agent that puts this package's classes into TorchServe 0.12's frontend, each in the place of one of Netty
  * 4.1.53's, Java's or TorchServe's: {@link FormDecoder}, {@link PathDecoder}, {@link RequestAggregator}, {@link
- * StoredArchive}, {@link ModelDescription}, {@link Answers}, {@link DeferredJob}, {@link GrpcJob} and {@link
- * ServiceUnavailableException} say what for.
+ * StoredArchive}, {@link ModelDescription}, {@link Answers}, {@link DeferredJob}, {@link GrpcJob}, {@link GrpcGate} and
+ * {@link ServiceUnavailableException} say what for.
  *
  * <p>It writes their names anew in the constant pools of the classes that use them, as they are loaded. Nothing else
  * changes: ours have the constructors and the methods that are called there.
@@ -50,7 +50,11 @@ public final class FrontendAgent implements ClassFileTransformer {
                             TORCHSERVE + "http/ServiceUnavailableException",
                             "densenet/ServiceUnavailableException",
                             TORCHSERVE + "job/RestJob",
-                            "densenet/DeferredJob"),
+                            "densenet/DeferredJob"));
+
+    /** The same for gRPC. */
+    private static final Map<String, Map<String, String>> CHANGED_FOR_GRPC =
+            Map.of(
                     // StreamPredictions gets the prediction as a stream of one; StreamPredictions2, whose answers may come
                     // after its end, isn't found, which is UNIMPLEMENTED
                     TORCHSERVE + "grpcimpl/InferenceImpl",
@@ -58,7 +62,9 @@ public final class FrontendAgent implements ClassFileTransformer {
                     TORCHSERVE + "grpcimpl/OpenInferenceProtocolImpl",
                     Map.of(GRPC_JOB, OUR_GRPC_JOB),
                     TORCHSERVE + "grpcimpl/ManagementImpl",
-                    Map.of(GRPC_JOB, OUR_GRPC_JOB));
+                    Map.of(GRPC_JOB, OUR_GRPC_JOB),
+                    TORCHSERVE + "ModelServer",
+                    Map.of(TORCHSERVE + "grpcimpl/GRPCInterceptor", "densenet/GrpcGate"));
 
     /** What the JVM calls before TorchServe's main. */
     public static void premain(String arguments, Instrumentation instrumentation) {
@@ -68,7 +74,7 @@ public final class FrontendAgent implements ClassFileTransformer {
     @Override
     public byte[] transform(
             ClassLoader loader, String name, Class<?> redefined, ProtectionDomain domain, byte[] code) {
-        Map<String, String> ours = name == null ? null : CHANGED.get(name);
+        Map<String, String> ours = name == null ? null : CHANGED.getOrDefault(name, CHANGED_FOR_GRPC.get(name));
         if (ours == null) {
             return null;
         }
