@@ -13,6 +13,8 @@ MAX_MESSAGE = 1000
 """Characters of a message at most; the longest of this package have 600."""
 SLOW_HEADER = "X-Densenet-Slow"
 """Of a 503: the request itself is slow; the front door doesn't send it to another host."""
+BUSY_HEADER = "X-Densenet-Busy"
+"""Of a 503: this server has no place for the request; another host may have one."""
 _QUOTES = reprlib.Repr()
 _QUOTES.maxstring = _QUOTES.maxother = 100
 _QUOTES.maxlong = 40
@@ -97,7 +99,7 @@ class ServerBusy(RequestError):
 
     def __init__(self, message: str, slow: bool = False) -> None:
         super().__init__(message)
-        self.headers = {"Retry-After": "2", **({SLOW_HEADER: "1"} if slow else {})}
+        self.headers = {"Retry-After": "2", SLOW_HEADER if slow else BUSY_HEADER: "1"}
 
 
 def printable(text: str) -> str:

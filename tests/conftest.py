@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ from tests.seeds import VARIABLE, fuzz_seed
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several would only wait for each other
 torch.set_num_threads(1)
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so all that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

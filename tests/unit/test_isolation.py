@@ -166,7 +166,7 @@ def test_without_files_or_threads_a_picture_is_told_to_try_again(
             pixels(reader, data)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "2"})
+    assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "2", "X-Densenet-Busy": "1"})
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
