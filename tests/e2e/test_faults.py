@@ -98,7 +98,7 @@ def test_full_queue_refuses_before_the_picture_is_kept(server: Running) -> None:
     """503 with Retry-After, counted and logged as TorchServe's own; a client that asks first (100) sends no picture."""
     found = find_server(server.port)
     assert found is not None
-    with held_workers(found), ThreadPoolExecutor(101) as pool:
+    with ThreadPoolExecutor(101) as pool, held_workers(found):
         waiting = [pool.submit(requests.put, server.predictions, data=b"x", timeout=TIMEOUT_S) for _ in range(101)]
         assert next(as_completed(waiting)).result().status_code == 503, "the queue isn't full"
         counted = requests_total(server)
