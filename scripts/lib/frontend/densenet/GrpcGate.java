@@ -16,7 +16,7 @@ import org.pytorch.serve.util.ConnectorType;
  * (four copies of it are made); a call that finds none within a second is refused.
  */
 public final class GrpcGate extends GRPCInterceptor {
-    private static final int PATIENCE_SECONDS = 1;
+    private static final int PLACE_SECONDS = 1;
 
     /** Messages that may arrive at once; they may take half of the memory that bodies may. */
     private static final Semaphore PLACES = new Semaphore((int) Math.max(1, Bodies.LIMIT / 8 / Bodies.LARGEST_BODY));
@@ -66,7 +66,7 @@ public final class GrpcGate extends GRPCInterceptor {
 
     private static boolean hasPlace() {
         try {
-            if (!PLACES.tryAcquire(PATIENCE_SECONDS, TimeUnit.SECONDS)) {
+            if (!PLACES.tryAcquire(PLACE_SECONDS, TimeUnit.SECONDS)) {
                 return false;
             }
         } catch (InterruptedException error) {
