@@ -19,7 +19,7 @@ import requests
 from handler.card import ModelCard
 from scripts.lib.console import CommandError, duration, say
 from scripts.lib.error_form import error_of
-from scripts.lib.management import POLL_SECONDS
+from scripts.lib.management import POLL_SECONDS, describes
 from scripts.lib.packed import check_archive, packed_model
 from scripts.lib.paths import MODEL_NAME
 from scripts.lib.server import LOG, Server, held_workers, read_token, remember, worker_error
@@ -169,7 +169,7 @@ def _check(server: Server, version: str, card: ModelCard, golden: list[Golden], 
     Raises:
         CommandError: what is served isn't what the archive says, or a picture isn't answered as expected.
     """
-    if server.management.card(version) != card.to_dict():
+    if not describes(server.management.card(version), card):
         raise CommandError(
             f"what serves as version {version} has another card than the archive; is the archive in the model store "
             "of this server the same file?"

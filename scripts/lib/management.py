@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 
 from scripts.lib.console import CommandError
 from scripts.lib.error_form import error_of
 from scripts.lib.paths import MODEL_NAME
+
+if TYPE_CHECKING:
+    from handler.card import ModelCard
 
 POLL_SECONDS = 0.2
 
@@ -145,6 +148,17 @@ class Management:
                     "see the server's log for the reason, or ask for fewer workers"
                 )
             time.sleep(POLL_SECONDS)
+
+
+def describes(answer: dict[str, Any], card: ModelCard) -> bool:
+    """Whether what :meth:`Management.card` returned is ``card``; TorchServe leaves out what is null."""
+    return _without_nulls(answer) == _without_nulls(card.to_dict())
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return value
 
 
 def _route(version: str | None = None) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 from handler.card import ModelCard
 from scripts.client import DenseNetClient
 from scripts.lib.console import CommandError, say
-from scripts.lib.management import POLL_SECONDS, NotRunning
+from scripts.lib.management import POLL_SECONDS, NotRunning, describes
 from scripts.lib.paths import CONFIG
 from scripts.lib.server import LOG, OUTPUT, TOKENS, Server, read_properties, read_token, was_stopped
 
@@ -37,7 +37,7 @@ def check_served(server: Server, card: ModelCard) -> None:
         CommandError: it has another card.
     """
     found = server.management.card()
-    if found != card.to_dict():
+    if not describes(found, card):
         raise CommandError(
             f"the server serves {found.get('name')!r}, and {card.name!r} is meant: the archive in {server.model_store} "
             "was replaced meanwhile; start it again, or give each its own --model-store"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,21 @@ import pytest
 from scripts.lib.archive import archive_inputs, archive_path, build_archive, inputs_digest
 from scripts.lib.console import CommandError
 from scripts.lib.deployment import Golden, read_golden
+from scripts.lib.management import describes
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.options import version_number
 from scripts.lib.packed import MANIFEST, packed_model
 from scripts.lib.paths import BUNDLED
 from scripts.lib.server import worker_error
+
+
+def test_a_card_is_known_without_its_nulls() -> None:
+    """TorchServe's answer leaves them out: a model that had no teacher was taken for another."""
+    card = replace(read_model_folder(BUNDLED).card, training={"teacher": None, "split_seed": 0})
+    told = card.to_dict() | {"training": {"split_seed": 0}}
+    assert describes(told, card)
+    assert not describes(told | {"training": {"split_seed": 1}}, card)
+    assert not describes(told | {"name": "another"}, card)
 
 
 def test_golden_pictures_are_read_beside_their_file(tmp_path: Path) -> None:
