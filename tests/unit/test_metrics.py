@@ -96,6 +96,14 @@ def test_a_batch_is_one_observation_a_stage(tiny_handler: DenseNetHandler, log: 
     assert reported(log, "densenet_top_uncertainty") == {}
 
 
+def test_an_explanation_is_a_stage_of_its_own(tiny_handler: DenseNetHandler, log: pytest.LogCaptureFixture) -> None:
+    (answer,) = serve(tiny_handler, [Request({"body": jpeg()}, {"explain": "True"})])
+    assert answer.status == 200
+    tiny_handler.metrics.report()
+    stages = reported(log, "densenet_stage_seconds")
+    assert {stage: len(seconds) for stage, seconds in stages.items()} == {"decode": 1, "explanation": 1}
+
+
 def test_the_front_doors_time_makes_queue_and_total(
     tiny_handler: DenseNetHandler, log: pytest.LogCaptureFixture
 ) -> None:
