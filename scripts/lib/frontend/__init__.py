@@ -9,6 +9,7 @@ TorchServe is archived, so that what is wrong in it is mended here:
 * a request holds its worker until it is answered, however long that takes: ``DeferredJob``
 * ``Connection: close`` and HTTP/1.0 are ignored, pipelined requests answered in any order: ``Gate``
 * the queue counts requests, whatever their size, until the memory is full: ``Bodies``
+* Java keeps what a burst of large bodies took of its heap: ``Waiting``
 * an answer over gRPC that fails, by a stream or a client that is gone, ends its worker: ``GrpcJob``
 * messages over gRPC arrive in any number, and fill the memory: ``GrpcGate``
 * any folder of the machine is taken as a model, and a symbolic link is followed: ``StoredArchive``

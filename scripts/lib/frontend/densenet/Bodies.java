@@ -86,6 +86,11 @@ final class Bodies {
         PASSING.addAndGet(-bytes);
     }
 
+    /** Whether none is in memory. */
+    static boolean isEmpty() {
+        return PASSING.get() + inModels() == 0;
+    }
+
     private static long inModels() {
         long bytes = 0;
         for (Map.Entry<String, ModelVersionedRefs> versions : ModelManager.getInstance().getAllModels()) {

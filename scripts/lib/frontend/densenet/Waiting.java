@@ -34,6 +34,15 @@ final class Waiting implements Runnable {
     /** What a client that is gone would be told; for the access log and the counters. */
     private static final int CLIENT_GONE = 499;
 
+    /** Seconds without a body in memory after which Java gives back what a burst of large ones took of its heap. */
+    private static final int QUIET_SECONDS = 10;
+
+    /** Since when no body is in memory. Monotonic nanoseconds. */
+    private long quiet = System.nanoTime();
+
+    /** The size of the heap after it was last given back; where it is no larger there is nothing to give. */
+    private long heap = Runtime.getRuntime().totalMemory();
+
     /** When each model was last seen with a READY worker, or first without. Monotonic nanoseconds. */
     private final Map<Model, Long> ready = new WeakHashMap<>();
 
@@ -53,6 +62,11 @@ final class Waiting implements Runnable {
 
     @Override
     public void run() {
+        try {
+            giveBack(System.nanoTime());
+        } catch (RuntimeException error) { // a list of workers that just changed
+            quiet = System.nanoTime();
+        }
         Map<Job, Long> before = seen;
         seen = new IdentityHashMap<>();
         for (Map.Entry<String, ModelVersionedRefs> versions : ModelManager.getInstance().getAllModels()) {
@@ -63,6 +77,16 @@ final class Waiting implements Runnable {
                     continue; // in a moment, again
                 }
             }
+        }
+    }
+
+    /** The collector makes the heap smaller only when it looks at all of it, which it may not do for days. */
+    private void giveBack(long now) {
+        if (!Bodies.isEmpty()) {
+            quiet = now;
+        } else if (now - quiet > TimeUnit.SECONDS.toNanos(QUIET_SECONDS) && Runtime.getRuntime().totalMemory() > heap) {
+            System.gc();
+            heap = Runtime.getRuntime().totalMemory();
         }
     }
 
