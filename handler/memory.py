@@ -19,6 +19,8 @@ JAVA_BYTES = 150 * 2**20
 """What Java takes beside its heap."""
 REQUEST_BYTES = 128 * 2**20
 """What a worker takes for a moment: a body of 32 MiB of JSON, or an ordinary picture."""
+WORKER_BYTES = 570 * 10**6
+"""What a worker takes for itself (DenseNet-121)."""
 RESERVE = 0.05
 """Of the memory, what is left free."""
 WORKER = "model_service_worker"
@@ -49,6 +51,12 @@ def left(base: int, workers: int) -> int:
     whole = limit()
     taken = whole * (JAVA_SHARE + RESERVE) + JAVA_BYTES + workers * (base + REQUEST_BYTES)
     return int(whole - taken)
+
+
+def workers_that_fit() -> int:
+    """How many workers have room beside Java, at least 1."""
+    left = limit() * (1 - JAVA_SHARE - RESERVE) - JAVA_BYTES
+    return max(1, int(left // (WORKER_BYTES + REQUEST_BYTES)))
 
 
 def own_bytes() -> int:

@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="where metrics listen, which no token protects; 0.0.0.0 for every network (default 127.0.0.1)",
     )
-    add("--workers", type=positive, metavar="N", help="worker processes (default: one a physical core, or one a GPU)")
+    add("--workers", type=positive, metavar="N", help="workers (default: one a core that has the memory, or one a GPU)")
     add("--token", action="store_true", help="ask for TorchServe's tokens on every request (see docs/configuration.md)")
     add("--detach", action="store_true", help="leave the server running and return")
     return parser

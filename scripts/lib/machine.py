@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from handler import memory
 from scripts.lib.environment import has_nvidia_gpu
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ def usable_cores() -> int:
 
 
 def default_workers() -> int:
-    """One worker a GPU, else one a core."""
-    return _gpus() or usable_cores()
+    """One worker a GPU, else one a core, as far as the memory of the machine or the container goes."""
+    return _gpus() or min(usable_cores(), memory.workers_that_fit())
 
 
 def threads_per_worker() -> int:

@@ -9,8 +9,18 @@ import psutil
 import pytest
 import torch
 
+from handler import memory
 from scripts.lib import machine
 from scripts.lib.machine import default_workers, threads_per_worker
+
+
+@pytest.mark.parametrize(("gib", "workers"), [(0.5, 1), (1.5, 1), (2, 1), (3, 2), (4, 4), (64, 4)])
+def test_workers_fit_into_the_memory(gib: float, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two in 1.5 GiB met the container's limit under large bodies."""
+    monkeypatch.setattr(memory, "limit", lambda: int(gib * 2**30))
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    monkeypatch.setattr(machine, "has_nvidia_gpu", lambda: False)
+    assert default_workers() == workers
 
 
 @pytest.mark.parametrize(
