@@ -171,8 +171,9 @@ def text_of(value: Any) -> Any:
 def _whole_number(value: Any) -> int | None:
     """The number in a field, None if it holds none."""
     text = text_of(value)
-    if isinstance(text, str) and text.strip().isdecimal() and len(text.strip()) < 10:
-        return int(text)
+    if isinstance(text, str):
+        digits = text.strip()  # of more than int() leaves out: "0\x1f"
+        return int(digits) if digits.isdecimal() and len(digits) < 10 else None
     return text if isinstance(text, int) and not isinstance(text, bool) else None
 
 

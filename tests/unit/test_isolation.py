@@ -139,7 +139,7 @@ def test_ordinary_pictures_hold_the_worker_for_so_long_only(monkeypatch: pytest.
     seen = views(reader, *[data] * 40)
     assert time.thread_time() - start < 0.5
     assert len(seen) == 40 and all(np.array_equal(view.array, seen[0].array) for view in seen)
-    assert helper(reader).cpu_times().user > 0.1
+    assert sum(helper(reader).cpu_times()[:2]) > 0.05
     reader.close()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from handler.errors import InvalidParameter, InvalidRequest, RequestError, TooManyInstances
-from handler.payload import HOW_TO_SEND, ExplanationOptions, Payload, header, parse
+from handler.payload import HOW_TO_SEND, ExplanationOptions, Payload, header, parse, topk_of
 from tests.pictures import base64_of
 
 PICTURE = b"\xff\xd8 any bytes: nothing is decoded here \0\x01"
@@ -382,3 +382,8 @@ def test_slow_explanations_are_one_a_request() -> None:
     assert explained({"body": {"instances": [{"data": TEXT}], **slow}}).pictures == [PICTURE]
     with pytest.raises(TooManyInstances, match=r"^received 2 instances for integrated-gradients, .* in a request$"):
         explained({"body": {**two, **slow}})
+
+
+def test_what_python_calls_space_around_a_number_is_no_fault_of_the_server() -> None:
+    assert topk_of("5\x1f", 10) == 5
+    assert topk_of(b" 5\n", 10) == 5
