@@ -30,7 +30,12 @@ final class Bodies {
     static final long LARGEST_BODY = ConfigManager.getInstance().getMaxRequestSize();
 
     /** One body always passes. */
-    static final long LIMIT = Math.max(LARGEST_BODY, Math.min(heap(), direct()));
+    static final long LIMIT =
+            Math.max(
+                    LARGEST_BODY,
+                    Math.min(
+                            room(Runtime.getRuntime().maxMemory()) - OWN_BYTES,
+                            room(PlatformDependent.maxDirectMemory())));
 
     private static final Field QUEUES = field(Model.class, "jobsDb");
 
@@ -41,20 +46,14 @@ final class Bodies {
     private Bodies() {}
 
     /**
-     * A body is copied twice when it is whole, and twice when it goes to a worker, by one thread at a time each. A
-     * quarter stays empty: arrays need room in one piece.
+     * What a memory has for bodies, in the heap or outside it. A quarter stays empty: arrays need room in one piece. Each
+     * thread makes two copies of a body at a time: in the heap when it is whole and when it goes to a worker, outside
+     * while it arrives or is a form, and once more for the worker that gets it.
      */
-    private static long heap() {
+    private static long room(long memory) {
         ConfigManager settings = ConfigManager.getInstance();
         int threads = settings.getNettyThreads() + settings.getNettyClientThreads();
-        return Runtime.getRuntime().maxMemory() / 4 * 3 - OWN_BYTES - 2 * threads * LARGEST_BODY;
-    }
-
-    /** A body is copied once while it arrives or is a form, and once more for the worker that gets it. */
-    private static long direct() {
-        ConfigManager settings = ConfigManager.getInstance();
-        int threads = settings.getNettyThreads() + settings.getNettyClientThreads();
-        return PlatformDependent.maxDirectMemory() / 4 * 3 - 2 * threads * LARGEST_BODY;
+        return memory / 4 * 3 - 2 * threads * LARGEST_BODY;
     }
 
     private static Field field(Class<?> owner, String name) {
