@@ -27,8 +27,9 @@ from handler.card import CardError, ModelCard, check_labels
 from handler.deferred import deferred
 from handler.errors import InternalServerException, RequestError, printable
 from handler.explanation import Explainer, ExplanationRequest
+from handler.gradients import SECONDS
 from handler.hold import requested_hold, wait_for_release
-from handler.later import OUTCOME, PATIENCE_S, Lane, may_defer, taken
+from handler.later import GRACE_S, OUTCOME, PATIENCE_S, Lane, may_defer, taken
 from handler.metrics import FAILED, WorkerMetrics, seconds_since_start, worker_number
 from handler.open_inference import (
     InferPayload,
@@ -55,7 +56,7 @@ logger = logging.getLogger(__name__)
 WARM_UP_RUNS = 3
 FRAMES = 10
 """Of the traceback of a request that failed, from its end, that are logged."""
-HOLD_SECONDS = 52.0
+HOLD_SECONDS = SECONDS + GRACE_S
 """How long a worker that is to be removed waits for its slow work to end."""
 NOISE = ("Failed json decoding", "Failed utf-8 decoding")
 """What TorchServe logs, with a traceback of 30 lines, of each body that isn't the JSON or text that it is called."""

@@ -49,6 +49,8 @@ PATIENCE_LEAST_S = 0.05
 """The same for each further request of a batch."""
 MAX_WAITING = 4
 """Requests that wait at one worker for slow work to begin; more are answered with 503."""
+GRACE_S = 2
+"""How long after a task's deadline its result may still come, before it counts as lost."""
 POLL_S = 0.1
 ABANDONED_S = 300
 """After this time nobody comes for a ticket any more."""
@@ -119,7 +121,7 @@ class Lane:
             task.stop()
         task.step_back()
         self._tasks.put((ticket, task, time.monotonic()))
-        seconds = max(task.deadline - time.monotonic(), 0) + 2
+        seconds = max(task.deadline - time.monotonic(), 0) + GRACE_S
         busy = error_response(ServerBusy("the request takes long; its answer comes later"))
         return Response(
             busy.status, busy.phrase, busy.content_type, busy.body, OUTCOME, {HEADER: f"{ticket} {seconds:.0f}"}

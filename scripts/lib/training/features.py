@@ -201,7 +201,7 @@ def cached_features(
 
     def compute(part: Sequence[Picture], progress: Progress) -> np.ndarray:
         maps = feature_maps(frozen, batches([p.path for p in part], preprocessing), progress)
-        return np.concatenate([m.float().mean(dim=(2, 3)).cpu().numpy().astype(np.float16) for m in maps])  # (n, F)
+        return np.concatenate([m.mean(dim=(2, 3)).cpu().numpy().astype(np.float16) for m in maps])  # (n, F)
 
     key = hashlib.sha256(f"{backbone_digest(network)}:{preprocessing}".encode()).hexdigest()[:16]
     return cached_rows(cache / key, "computing features", pictures, compute).float()  # (N, F)
