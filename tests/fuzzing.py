@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +18,7 @@ from tests.hostile import Input, inputs, request
 from tests.hostile_grpc import Call, Outcome, calls, channels
 from tests.processes import server_processes
 from tests.promises import Report
+from tests.waiting import repeating
 from tests.wire import Reply, conversation, exchange
 
 ANSWER_TIMEOUT_S = 120
@@ -160,7 +160,11 @@ def fuzz(
         Hostile().send(port, one)
     report.memory = (_memory(server), {})
     _send_good(port, report.alone, alone)
-    with _good_requests(port, report.good), channels(server.port) as make, ThreadPoolExecutor(clients + 1) as pool:
+    with (
+        repeating(lambda: _send_good(port, report.good, 1)),
+        channels(server.port) as make,
+        ThreadPoolExecutor(clients + 1) as pool,
+    ):
         over_http = count - over_grpc
         shares = [over_http // clients + (index < over_http % clients) for index in range(clients)]
         sources = (inputs(seed + 1000 * index, heavy) for index in range(clients))
@@ -182,24 +186,6 @@ def _send(port: int, source: Iterator[Input], count: int, hostile: Hostile) -> N
 def _call(make: Callable[[Call], Outcome], seed: int, count: int, hostile: Hostile) -> None:
     for one in itertools.islice(calls(seed), count):
         hostile.call(make, one)
-
-
-@contextmanager
-def _good_requests(port: int, replies: list[Reply]) -> Iterator[None]:
-    """Good requests while the block runs."""
-    stop = threading.Event()
-
-    def send() -> None:
-        while not stop.is_set():
-            _send_good(port, replies, 1)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _send_good(port: int, replies: list[Reply], count: int) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -19,10 +16,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from scripts.lib.paths import BUNDLED, ROOT
+from scripts.lib.paths import BUNDLED
 from tests import vocabulary
 from tests.control_groups import Group, memory_group
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, Running, command
+from tests.e2e.conftest import Running, command, command_by
 from tests.fuzzing import GOOD, GROWTH_BYTES
 from tests.hostile import JSON, MULTIPART, form_of, request
 from tests.pictures import bomb
@@ -123,20 +120,11 @@ def confined(size: int, model_store: Path, workers: int) -> Iterator[tuple[Runni
     """A server of the bundled model whose processes have ``size`` bytes together."""
     port = free_ports()
     flags = ("--weights", str(BUNDLED), "--model-store", str(model_store), "--workers", str(workers))
-    serve = (sys.executable, str(ROOT / "scripts" / "serve.py"), "--detach", "--port", str(port), *flags)
     # the archive is built outside
     built = command("build_archive.py", "--weights", str(BUNDLED), "--model-store", str(model_store))
     assert built.returncode == 0, built.stderr
     with memory_group(size) as group:
-        started = subprocess.run(
-            group.shell(*serve),
-            cwd=ROOT,
-            env={**os.environ, "DENSENET_NO_VENV": "1"},
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_TIMEOUT_S,
-            check=False,
-        )
+        started = command_by(group.shell, "serve.py", "--detach", "--port", str(port), *flags)
         try:
             assert started.returncode == 0, started.stderr + started.stdout
             yield Running(port, model_store, started.stdout), group

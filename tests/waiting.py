@@ -1,9 +1,11 @@
-"""Waiting for what a test caused: polled, with a deadline."""
+"""Waiting for what a test caused, polled, with a deadline; and doing something again and again meanwhile."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import requests
 
@@ -28,3 +30,22 @@ def wait_until(
             pass
         assert time.monotonic() < deadline, f"not within {timeout:.0f} s; {otherwise()}"
         time.sleep(pause)
+
+
+@contextmanager
+def repeating(action: Callable[[], object], pause: float = 0) -> Iterator[None]:
+    """Repeat ``action`` in a thread while the block runs, with so many seconds between two of them."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.is_set():
+            action()
+            over.wait(pause)
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

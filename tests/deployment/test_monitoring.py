@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ from tests.prometheus import (
     scraping,
     selectors,
 )
-from tests.waiting import wait_until
+from tests.waiting import repeating, wait_until
 
 RULES = [rule for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]]
 ALERT_TESTS = Path(__file__).with_name("alerts.test.yml")
@@ -275,24 +274,17 @@ def test_killed_workers_raise_the_alarm_and_end_it_when_they_are_back(
     assert found
     java = found.process()
     assert java
-    stop = threading.Event()
 
     def kill() -> None:
-        while not stop.wait(0.2):
-            for child in java.children(recursive=True):
-                try:
-                    if "model_service_worker.py" in " ".join(child.cmdline()):
-                        child.kill()
-                except psutil.NoSuchProcess:
-                    pass
+        for child in java.children(recursive=True):
+            try:
+                if "model_service_worker.py" in " ".join(child.cmdline()):
+                    child.kill()
+            except psutil.NoSuchProcess:
+                pass
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
+    with repeating(kill, pause=0.2):
         wait_until(lambda: "DensenetNoReadyWorker" in prometheus.firing(), 120)
-    finally:
-        stop.set()
-        killer.join()
     wait_until(lambda: "DensenetNoReadyWorker" not in prometheus.firing(), 240)
     wait_until(lambda: found.management.status().ready == 2, 120)
     for worker in _workers(server):

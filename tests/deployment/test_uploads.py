@@ -26,7 +26,7 @@ from tests.deployment.manifests import KUBERNETES, pod_spec, render
 from tests.e2e.conftest import Running, serving
 from tests.front_door import FrontDoor, front_door
 from tests.load import PICTURE
-from tests.waiting import wait_until
+from tests.waiting import repeating, wait_until
 
 NGINX_CONF = (CONFIG / "nginx" / "nginx.conf").read_text(encoding="utf-8")
 LARGEST = int(read_properties(CONFIG / "config.properties")["max_request_size"])
@@ -132,25 +132,18 @@ def upload(door: FrontDoor, source: str, size: int, all_there: threading.Barrier
 def small_requests(door: FrontDoor, source: str) -> Iterator[list[int]]:
     """Predictions of small pictures, one after the other, while the block runs: their statuses."""
     statuses: list[int] = []
-    over = threading.Event()
 
     def send() -> None:
-        while not over.is_set():
-            with socket.create_connection(("127.0.0.1", door.port), TIMEOUT_S, (source, 0)) as connection:
-                head = f"PUT /predictions/densenet HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
-                connection.sendall(head.encode() + PICTURE)
-                response = HTTPResponse(connection)
-                response.begin()
-                response.read()
-                statuses.append(response.status)
+        with socket.create_connection(("127.0.0.1", door.port), TIMEOUT_S, (source, 0)) as connection:
+            head = f"PUT /predictions/densenet HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
+            connection.sendall(head.encode() + PICTURE)
+            response = HTTPResponse(connection)
+            response.begin()
+            response.read()
+            statuses.append(response.status)
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
+    with repeating(send):
         yield statuses
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("clients", [1, 8])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -20,14 +21,24 @@ COMMAND_TIMEOUT_S = 300
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the project, ``command("scale.py", "2")``, as a person would."""
+    return command_by(lambda *run: list(run), *arguments, environment=environment)
+
+
+def command_by(
+    wrapper: Callable[..., list[str]],
+    *arguments: str,
+    timeout: float = COMMAND_TIMEOUT_S,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the project by what ``wrapper`` makes of its command line."""
     script, *rest = arguments
     return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *rest],
+        wrapper(sys.executable, str(ROOT / "scripts" / script), *rest),
         cwd=ROOT,
         env={**os.environ, "DENSENET_NO_VENV": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=COMMAND_TIMEOUT_S,
+        timeout=timeout,
         check=False,
     )
 

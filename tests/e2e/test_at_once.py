@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -23,7 +22,7 @@ from scripts.lib.server import run_folder
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, command
 from tests.ports import free_ports
 from tests.unit.conftest import write_tiny_model
-from tests.waiting import wait_until
+from tests.waiting import repeating, wait_until
 
 TIMEOUT_S = 60
 
@@ -96,24 +95,13 @@ def test_two_servers_of_one_model_store_serve_each_its_own(tmp_path: Path, other
 @contextmanager
 def replaced(archive: Path, content: bytes, asks: bool) -> Iterator[None]:
     """While it lasts, another command writes ``content`` to ``archive``, as often as it can; ``asks``: if it may."""
-    stop_it = threading.Event()
 
     def write() -> None:
-        while not stop_it.is_set():
-            if asks:
-                with archive_in_use(archive.parent):
-                    write_atomically(archive, content)
-            else:
-                write_atomically(archive, content)
-            stop_it.wait(0.05)
+        with archive_in_use(archive.parent) if asks else nullcontext():
+            write_atomically(archive, content)
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
+    with repeating(write, pause=0.05):
         yield
-    finally:
-        stop_it.set()
-        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from scripts.lib.management import Management
 from scripts.lib.paths import ROOT
 from scripts.lib.server import find_server, held_workers, run_folder
 from tests.control_groups import Group, memory_group
-from tests.e2e.conftest import Running, command, serving
+from tests.e2e.conftest import Running, command, command_by, serving
 from tests.faults import kill_workers
 from tests.fuzzing import GOOD
 from tests.golden import CHELSEA
@@ -137,16 +137,11 @@ def in_mounts(mounts: str, *arguments: str, timeout: float = TIMEOUT_S) -> subpr
     unshare = program("unshare", package="util-linux")
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         pytest.skip("needs root for a mount namespace")
-    run = shlex.join([sys.executable, str(ROOT / "scripts" / arguments[0]), *arguments[1:]])
-    return subprocess.run(
-        [unshare, "--mount", "sh", "-ec", f"{mounts}\n{run}"],
-        cwd=ROOT,
-        env={**os.environ, "DENSENET_NO_VENV": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+
+    def inside(*run: str) -> list[str]:
+        return [unshare, "--mount", "sh", "-ec", f"{mounts}\n{shlex.join(run)}"]
+
+    return command_by(inside, *arguments, timeout=timeout)
 
 
 def read_only(folder: Path) -> str:
