@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.seeds import VARIABLE, fuzz_seed
+from tests.support.hostile.seeds import VARIABLE, fuzz_seed
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several would only wait for each other
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.deployment.images import Engine
+from tests.support.deployment.images import Engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,10 +20,10 @@ import matplotlib as mpl
 import requests
 from PIL import Image
 
-from tests.e2e.conftest import serving
-from tests.front_door import front_door
-from tests.golden import GOLDEN
-from tests.prometheus import TIMEOUT_S, Panel, Prometheus, panels, scraping
+from tests.support.pictures.golden import GOLDEN
+from tests.support.servers.front_door import front_door
+from tests.support.servers.prometheus import TIMEOUT_S, Panel, Prometheus, panels, scraping
+from tests.support.servers.running import serving
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

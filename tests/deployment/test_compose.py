@@ -22,12 +22,12 @@ import requests
 import yaml
 
 from scripts.lib.paths import CONFIG, ROOT
-from tests.deployment.images import Engine
-from tests.front_door import make_certificate
-from tests.golden import CHELSEA
-from tests.ports import free_ports
-from tests.prometheus import panels
-from tests.waiting import wait_until
+from tests.support.deployment.images import Engine
+from tests.support.machine.ports import free_ports
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import CHELSEA
+from tests.support.servers.front_door import make_certificate
+from tests.support.servers.prometheus import panels
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

@@ -17,12 +17,12 @@ import requests
 
 from handler.card import sha256_of
 from scripts.lib.paths import BUNDLED, ROOT
-from tests.deployment.images import IMAGE, Container, Engine
-from tests.golden import CHELSEA, DOG, GOLDEN, Golden
-from tests.load import sending
-from tests.ports import free_ports
-from tests.versions import write_golden
-from tests.waiting import wait_until
+from tests.support.clients.load import sending
+from tests.support.deployment.images import IMAGE, Container, Engine
+from tests.support.machine.ports import free_ports
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import CHELSEA, DOG, GOLDEN, Golden
+from tests.support.servers.versions import write_golden
 
 PICTURE = CHELSEA.read_bytes()
 TIMEOUT_S = 60

@@ -44,16 +44,16 @@ from scripts.lib.server import (
     stop_server,
     wait_until_ready,
 )
-from tests.e2e.conftest import command
-from tests.e2e.test_readme import BLOCK, NUMBER, pattern, steps
-from tests.front_door import FrontDoor, copy_configuration, front_door, make_certificate
-from tests.golden import DOG
-from tests.hostile import jpeg_of_scans
-from tests.load import PICTURE, load
-from tests.ports import free_ports
-from tests.programs import program
-from tests.versions import NEW_LABEL, write_golden, write_new_version
-from tests.waiting import wait_until
+from tests.support.clients.load import PICTURE, load
+from tests.support.documents import BLOCK, NUMBER, pattern, steps
+from tests.support.hostile.http import jpeg_of_scans
+from tests.support.machine.ports import free_ports
+from tests.support.machine.programs import program
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import DOG
+from tests.support.servers.front_door import FrontDoor, copy_configuration, front_door, make_certificate
+from tests.support.servers.running import command
+from tests.support.servers.versions import NEW_LABEL, write_golden, write_new_version
 
 TIMEOUT_S = 60
 HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")

@@ -22,8 +22,8 @@ import yaml
 from scripts import serve
 from scripts.lib.paths import CONFIG, ROOT
 from scripts.lib.server import START_TIMEOUT, STOP_TIMEOUT, read_properties
-from tests.deployment.images import Engine
-from tests.deployment.manifests import (
+from tests.support.deployment.images import Engine
+from tests.support.deployment.manifests import (
     KUBERNETES,
     Manifest,
     Pod,
@@ -33,9 +33,9 @@ from tests.deployment.manifests import (
     reaches,
     render,
 )
-from tests.golden import CHELSEA
-from tests.ports import free_ports
-from tests.waiting import wait_until
+from tests.support.machine.ports import free_ports
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import CHELSEA
 
 OVERLAYS = ["cpu", "gpu"]
 KSERVE = ["base", "scale-to-zero", "canary"]

@@ -21,14 +21,14 @@ import requests
 import yaml
 
 from scripts.lib.paths import ROOT
-from tests.deployment.manifests import KUBERNETES, Manifest, find, pod_spec, render
-from tests.e2e.conftest import Running, serving
-from tests.golden import CHELSEA
-from tests.load import load
-from tests.ports import free_ports
-from tests.programs import program, running
-from tests.prometheus import prometheus
-from tests.waiting import wait_until
+from tests.support.clients.load import load
+from tests.support.deployment.manifests import KUBERNETES, Manifest, find, pod_spec, render
+from tests.support.machine.ports import free_ports
+from tests.support.machine.programs import program, running
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import CHELSEA
+from tests.support.servers.prometheus import prometheus
+from tests.support.servers.running import Running, serving
 
 DEADLINE_S = 60
 PICTURE = CHELSEA.read_bytes()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.front_door import front_door
-from tests.limits import GIB, confined, press
+from tests.endurance.limiting import GIB, confined, press
+from tests.support.servers.front_door import front_door
 
 SIZE = 2 * GIB
 

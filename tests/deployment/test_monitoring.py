@@ -22,11 +22,11 @@ import yaml
 from scripts.lib.paths import CONFIG, ROOT
 from scripts.lib.server import find_server
 from tests.deployment.draw_dashboard import draw
-from tests.e2e.conftest import Running, serving
-from tests.front_door import FrontDoor, front_door
-from tests.golden import PACKAGED
-from tests.programs import program
-from tests.prometheus import (
+from tests.support.machine.programs import program
+from tests.support.machine.waiting import repeating, wait_until
+from tests.support.pictures.golden import PACKAGED
+from tests.support.servers.front_door import FrontDoor, front_door
+from tests.support.servers.prometheus import (
     ALERTS,
     DASHBOARD,
     PROMETHEUS_CONFIG,
@@ -36,7 +36,7 @@ from tests.prometheus import (
     scraping,
     selectors,
 )
-from tests.waiting import repeating, wait_until
+from tests.support.servers.running import Running, serving
 
 RULES = [rule for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]]
 ALERT_TESTS = Path(__file__).with_name("alerts.test.yml")

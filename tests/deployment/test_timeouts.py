@@ -16,7 +16,7 @@ from scripts.lib import server
 from scripts.lib.paths import CONFIG, ROOT
 from scripts.lib.serving import NOT_READY_SECONDS
 from scripts.status import CARD_TIMEOUT_S
-from tests.deployment.manifests import KUBERNETES, Manifest, find, pod_spec, render
+from tests.support.deployment.manifests import KUBERNETES, Manifest, find, pod_spec, render
 
 KILL_S = 10
 """``end_family`` waits so long for what it killed."""

@@ -22,11 +22,11 @@ import yaml
 
 from scripts.lib.paths import CONFIG, ROOT
 from scripts.lib.server import read_properties
-from tests.deployment.manifests import KUBERNETES, pod_spec, render
-from tests.e2e.conftest import Running, serving
-from tests.front_door import FrontDoor, front_door
-from tests.load import PICTURE
-from tests.waiting import repeating, wait_until
+from tests.support.clients.load import PICTURE
+from tests.support.deployment.manifests import KUBERNETES, pod_spec, render
+from tests.support.machine.waiting import repeating, wait_until
+from tests.support.servers.front_door import FrontDoor, front_door
+from tests.support.servers.running import Running, serving
 
 NGINX_CONF = (CONFIG / "nginx" / "nginx.conf").read_text(encoding="utf-8")
 LARGEST = int(read_properties(CONFIG / "config.properties")["max_request_size"])

@@ -18,10 +18,10 @@ import requests
 from scripts.lib.management import Management
 from scripts.lib.paths import RUN
 from scripts.lib.server import TOKENS
-from tests.e2e.conftest import Running, command, serving
-from tests.golden import CHELSEA
-from tests.ports import free_ports
-from tests.programs import program
+from tests.support.machine.ports import free_ports
+from tests.support.machine.programs import program
+from tests.support.pictures.golden import CHELSEA
+from tests.support.servers.running import Running, command, serving
 
 TIMEOUT_S = 60
 NAMES = ("inference", "management", "metrics", "gRPC inference", "gRPC management")

@@ -19,10 +19,10 @@ from scripts.lib.model_folder import ModelFolder, write_atomically
 from scripts.lib.paths import BUNDLED, ROOT
 from scripts.lib.precision import Wanted
 from scripts.lib.server import run_folder
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, command
-from tests.ports import free_ports
-from tests.unit.conftest import write_tiny_model
-from tests.waiting import repeating, wait_until
+from tests.support.machine.ports import free_ports
+from tests.support.machine.waiting import repeating, wait_until
+from tests.support.servers.running import COMMAND_TIMEOUT_S, command
+from tests.support.servers.worker import write_tiny_model
 
 TIMEOUT_S = 60
 

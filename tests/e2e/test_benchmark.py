@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.e2e.conftest import command
-from tests.golden import PACKAGED
+from tests.support.pictures.golden import PACKAGED
+from tests.support.servers.running import command
 
 
 def test_the_benchmark_compares_with_stock_torchserve(tmp_path: Path) -> None:

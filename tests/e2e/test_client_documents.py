@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from scripts.lib.paths import ROOT
-from tests.e2e.conftest import Running
-from tests.e2e.test_readme import check, steps
-from tests.golden import CHELSEA, DOG
+from tests.support.documents import check, steps
+from tests.support.pictures.golden import CHELSEA, DOG
+from tests.support.servers.running import Running
 
 DOCUMENTS = ("client.md", "protocols.md")
 _BLOCK = re.compile(r"```(console|python)\n(.*?)```", re.DOTALL)

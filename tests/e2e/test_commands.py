@@ -12,8 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -27,7 +25,7 @@ from scripts.lib.environment import java_home
 from scripts.lib.management import Management
 from scripts.lib.model_folder import CARD, LABELS, json_bytes, read_model_folder
 from scripts.lib.packed import MODEL_CONFIG
-from scripts.lib.paths import BUNDLED, CONFIG, MODEL_NAME, ROOT, RUN
+from scripts.lib.paths import BUNDLED, CONFIG, MODEL_NAME, RUN
 from scripts.lib.precision import Wanted, settle
 from scripts.lib.server import (
     LOG_CONFIG,
@@ -38,19 +36,13 @@ from scripts.lib.server import (
     stop_server,
     wait_until_ready,
 )
-from tests.e2e.conftest import Running, command, serving
-from tests.golden import CHELSEA, PACKAGED
-from tests.load import load, sending
-from tests.ports import free_ports
-from tests.waiting import wait_until
+from tests.support.clients.load import load, sending
+from tests.support.machine.ports import free_ports
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import CHELSEA, PACKAGED
+from tests.support.servers.running import Running, command, foreground, serving, wait_for_workers
 
 PICTURE = CHELSEA.read_bytes()
-
-
-def wait_for_workers(server: Running, wanted: int, timeout: float = 60) -> None:
-    """Wait until exactly ``wanted`` workers are READY."""
-    management = Management(server.management)
-    wait_until(lambda: management.status().ready == wanted, timeout, lambda: str(management.status()))
 
 
 def test_serve_says_what_is_served_and_where(server: Running) -> None:
@@ -212,25 +204,6 @@ def test_stop_leaves_nothing_behind_and_only_stops_its_own(server: Running, mode
         again = command("stop.py", "--port", str(second.port))
         assert (again.returncode, again.stdout) == (0, f"no server of this project runs on port {second.port}\n")
     assert requests.put(server.predictions, data=PICTURE, timeout=60).status_code == 200
-
-
-@contextmanager
-def foreground(model_store: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """``serve.py`` in the foreground, READY; the process and its port."""
-    port = free_ports()
-    arguments = ["--weights", "bundled", "--port", str(port), "--model-store", str(model_store), "--workers", "1"]
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "serve.py"), *arguments],
-        env={**os.environ, "DENSENET_NO_VENV": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Ctrl-C stops it"):
-                break
-        yield process, port
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])

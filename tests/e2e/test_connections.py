@@ -15,15 +15,14 @@ import pytest
 
 from scripts.lib.management import Management
 from scripts.lib.server import find_server, held_workers
-from tests.control_groups import memory_group
-from tests.e2e.conftest import Running
-from tests.e2e.test_faults import in_foreground, wait_for_ready
-from tests.fuzzing import GOOD
-from tests.golden import CHELSEA
-from tests.hostile import JSON, MULTIPART, form_of, request
-from tests.ports import free_ports
-from tests.waiting import wait_until
-from tests.wire import exchange
+from tests.endurance.fuzzing import GOOD
+from tests.support.clients.wire import exchange
+from tests.support.hostile.http import JSON, MULTIPART, form_of, request
+from tests.support.machine.control_groups import memory_group
+from tests.support.machine.ports import free_ports
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import CHELSEA
+from tests.support.servers.running import Running, in_foreground, wait_for_ready
 
 TIMEOUT_S = 60
 AT_ONCE_S = 5

@@ -17,8 +17,8 @@ from scripts.lib.conversion import has_openvino
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED
 from scripts.lib.precision import Wanted, settle
-from tests.e2e.conftest import Running
-from tests.golden import CHELSEA, GOLDEN, Golden
+from tests.support.pictures.golden import CHELSEA, GOLDEN, Golden
+from tests.support.servers.running import Running
 
 TIMEOUT_S = 60
 PICTURE = CHELSEA.read_bytes()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED
-from tests.e2e.conftest import command
+from tests.support.servers.running import command
 
 PLOTS = ("architectures", "batch", "picture-size", "workers", "concurrency")
 LOADS = ("throughput", "p50_ms", "p95_ms", "p99_ms", "cpu_ms")

@@ -19,11 +19,11 @@ from scripts.lib.management import Management
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.packed import MODEL_CONFIG
 from scripts.lib.paths import BUNDLED
-from tests.e2e.conftest import Running, command, serving
-from tests.golden import CHELSEA
-from tests.load import PICTURE, load
-from tests.ports import free_ports
-from tests.versions import NEW_LABEL, write_golden, write_new_version
+from tests.support.clients.load import PICTURE, load
+from tests.support.machine.ports import free_ports
+from tests.support.pictures.golden import CHELSEA
+from tests.support.servers.running import Running, command, serving
+from tests.support.servers.versions import NEW_LABEL, write_golden, write_new_version
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from scripts.lib.paths import ROOT
-from tests.e2e.conftest import Running, command, serving
-from tests.overloading import overload
-from tests.soaking import soak
-from tests.swapping import swap
+from tests.endurance.overloading import overload
+from tests.endurance.soaking import soak
+from tests.endurance.swapping import swap
+from tests.support.servers.running import Running, command, serving
 
 COMMANDS = sorted(path for path in (ROOT / "tests" / "endurance").glob("*.py") if path.stat().st_mode & 0o100)
 

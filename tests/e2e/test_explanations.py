@@ -19,9 +19,9 @@ from PIL import Image
 
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED, ROOT
-from tests.e2e.conftest import Running
-from tests.e2e.test_readme import check, steps
-from tests.golden import CHELSEA, DOG, PACKAGED
+from tests.support.documents import check, steps
+from tests.support.pictures.golden import CHELSEA, DOG, PACKAGED
+from tests.support.servers.running import Running
 
 TIMEOUT_S = 120
 PICTURE = CHELSEA.read_bytes()

@@ -11,9 +11,9 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -23,24 +23,23 @@ import requests
 from PIL import ExifTags, Image
 
 from scripts.lib.archive import archive_path
-from scripts.lib.console import CommandError
 from scripts.lib.management import Management
 from scripts.lib.paths import ROOT
 from scripts.lib.server import find_server, held_workers, run_folder
-from tests.control_groups import Group, memory_group
-from tests.e2e.conftest import Running, command, command_by, serving
-from tests.faults import kill_workers
-from tests.fuzzing import GOOD
-from tests.golden import CHELSEA
-from tests.hostile import bombs, request
-from tests.load import load
-from tests.pictures import save
-from tests.ports import free_ports
-from tests.programs import program
-from tests.scenes import write_scenes
-from tests.versions import NEW_LABEL, write_golden, write_new_version
-from tests.waiting import wait_until
-from tests.wire import exchange
+from tests.endurance.fuzzing import GOOD
+from tests.endurance.killing import kill_workers
+from tests.support.clients.load import load
+from tests.support.clients.wire import exchange
+from tests.support.hostile.http import bombs, request
+from tests.support.machine.control_groups import Group, memory_group
+from tests.support.machine.ports import free_ports
+from tests.support.machine.programs import program
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import CHELSEA
+from tests.support.pictures.made import save
+from tests.support.pictures.scenes import write_scenes
+from tests.support.servers.running import Running, command, command_by, in_foreground, serving, wait_for_ready
+from tests.support.servers.versions import NEW_LABEL, write_golden, write_new_version
 
 TIMEOUT_S = 300
 PICTURE = CHELSEA.read_bytes()
@@ -247,28 +246,6 @@ def test_full_disk_ends_training_with_a_line(tmp_path: Path) -> None:
 
 
 @contextmanager
-def in_foreground(
-    wrapper: Callable[..., list[str]], port: int, model_store: Path, workers: int = 1, **environment: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """``serve.py`` in the foreground by ``wrapper``; stopped, with whatever it started, at the end."""
-    serve = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--weights", "bundled", "--workers", str(workers)]
-    settings = {**os.environ, "DENSENET_NO_VENV": "1", **environment}
-    log = model_store / "output.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            wrapper(*serve, "--port", str(port), "--model-store", str(model_store)),
-            env=settings,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield process
-    finally:
-        assert command("stop.py", "--port", str(port), **environment).returncode == 0
-        process.wait(timeout=TIMEOUT_S)
-
-
-@contextmanager
 def taken(group: Group, size: int) -> Iterator[None]:
     """So many bytes of a group's memory taken by a process that has nothing to do with the server."""
     code = f"taken = b'x' * {size}; print(flush=True); input()"
@@ -278,19 +255,6 @@ def taken(group: Group, size: int) -> Iterator[None]:
         process.stdout.readline()
         yield
         process.kill()
-
-
-def wait_for_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    """Wait until the server has a READY worker."""
-    management = Management(f"http://127.0.0.1:{port + 1}")
-
-    def ready() -> bool:
-        assert process.poll() is None, "serve.py ended"
-        with suppress(CommandError):
-            return management.status().ready > 0
-        return False
-
-    wait_until(ready, TIMEOUT_S)
 
 
 def put(port: int, data: bytes) -> requests.Response:
@@ -380,7 +344,7 @@ def counters(port: int) -> dict[str, float]:
 def test_the_clock_is_set_and_nobody_notices(tmp_path: Path) -> None:
     """A year ahead, then to the day before: a clock of the server's and the commands' own."""
     compiler, library, clock = program("gcc", package="gcc libc6-dev"), tmp_path / "clock.so", tmp_path / "clock"
-    source = str(ROOT / "tests" / "clock.c")
+    source = str(ROOT / "tests" / "support" / "machine" / "clock.c")
     name = f'-DCLOCK_OFFSET="{clock}"'  # not a variable, which the server wouldn't pass on
     subprocess.run([compiler, "-shared", "-fPIC", name, "-o", str(library), source], check=True)
     clock.write_text("0", encoding="ascii")

@@ -12,10 +12,10 @@ import pytest
 
 from scripts.lib.frontend import frontend_jar
 from scripts.lib.frontend.libraries import JAR_SHA256
-from tests.e2e.conftest import Running
-from tests.fuzzing import GOOD
-from tests.hostile import PATH, request
-from tests.wire import exchange
+from tests.endurance.fuzzing import GOOD
+from tests.support.clients.wire import exchange
+from tests.support.hostile.http import PATH, request
+from tests.support.servers.running import Running
 
 TIMEOUT_S = 60
 IDLE_S = 30

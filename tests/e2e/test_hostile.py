@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from scripts.lib.server import LOG, find_server
-from tests import hostile
-from tests.e2e.conftest import Running, serving
-from tests.fuzzing import GOOD, Hostile, fuzz
-from tests.golden import CHELSEA
-from tests.hostile import FORM, MULTIPART, form_of, inputs, request
-from tests.processes import server_processes
-from tests.seeds import fuzz_seed
-from tests.wire import exchange
+from tests.endurance.fuzzing import GOOD, Hostile, fuzz
+from tests.support.clients.wire import exchange
+from tests.support.hostile import http as hostile
+from tests.support.hostile.http import FORM, MULTIPART, form_of, inputs, request
+from tests.support.hostile.seeds import fuzz_seed
+from tests.support.machine.processes import server_processes
+from tests.support.pictures.golden import CHELSEA
+from tests.support.servers.running import Running, serving
 
 TIMEOUT_S = 60
 TOO_MANY_FIELDS = b"received a form of more than 128 fields; send the picture as the body, or as one multipart field"

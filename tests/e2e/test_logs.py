@@ -14,11 +14,10 @@ import requests
 from scripts.lib.management import Management
 from scripts.lib.paths import RUN
 from scripts.lib.server import LOG, OUTPUT
-from tests.e2e.conftest import Running, serving
-from tests.e2e.test_commands import foreground, wait_for_workers
-from tests.hostile import request
-from tests.waiting import wait_until
-from tests.wire import exchange
+from tests.support.clients.wire import exchange
+from tests.support.hostile.http import request
+from tests.support.machine.waiting import wait_until
+from tests.support.servers.running import Running, foreground, serving, wait_for_workers
 
 TIMEOUT_S = 60
 ACCESS = "access_log.log"

@@ -13,10 +13,10 @@ import pytest
 from scripts.lib.archive import archive_path
 from scripts.lib.management import Management
 from scripts.lib.paths import ROOT
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, command, serving
-from tests.golden import CHELSEA
-from tests.ports import free_ports
-from tests.versions import NEW_LABEL, write_golden, write_new_version
+from tests.support.machine.ports import free_ports
+from tests.support.pictures.golden import CHELSEA
+from tests.support.servers.running import COMMAND_TIMEOUT_S, command, serving
+from tests.support.servers.versions import NEW_LABEL, write_golden, write_new_version
 
 
 def test_without_any_program_of_the_system(tmp_path: Path) -> None:

@@ -16,14 +16,15 @@ import pytest
 import requests
 import yaml
 
-from scripts.lib.paths import OPENAPI, ROOT
-from tests.e2e.conftest import Running
-from tests.e2e.test_contract import LABELS
+from scripts.lib.model_folder import read_model_folder
+from scripts.lib.paths import BUNDLED, OPENAPI, ROOT
+from tests.support.servers.running import Running
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
     "negative_data_rejection"
 )
+LABELS = read_model_folder(BUNDLED).labels
 EXAMPLES = 25
 """For each operation, beside those that cover the limits."""
 

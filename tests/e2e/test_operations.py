@@ -14,14 +14,12 @@ import pytest
 import yaml
 
 from scripts.lib.paths import CONFIG, ROOT
-from tests.deployment.manifests import find, kubectl, pod_spec, render
-from tests.e2e import test_readme
-from tests.e2e.test_readme import BLOCK, NUMBER, Step, check, pattern, steps
-from tests.golden import DOG
+from tests.support.deployment.manifests import find, kubectl, pod_spec, render
+from tests.support.documents import BLOCK, NUMBER, Step, check, pattern, steps
+from tests.support.pictures.golden import DOG
 
 DOCUMENTS = ["operations.md", "kubernetes.md"]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-shell = test_readme.shell
 
 
 def blocks(document: str) -> list[tuple[str | None, list[Step]]]:

@@ -20,16 +20,15 @@ from playwright.sync_api import Browser, FileChooser, Page, expect
 
 from scripts.lib.model_folder import read_model_folder, write_model_folder
 from scripts.lib.paths import BUNDLED
-from tests.browser import Visit, chromium, visit
-from tests.e2e.conftest import Running, command, serving
-from tests.front_door import front_door
-from tests.golden import CHELSEA, PACKAGED
-from tests.unit.conftest import tiny_card, tiny_state
-from tests.waiting import wait_until
+from tests.support.clients.browser import PATIENCE_MS, Visit, choose, chromium, settled, visit
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import CHELSEA, PACKAGED
+from tests.support.servers.front_door import front_door
+from tests.support.servers.running import Running, command, serving
+from tests.support.servers.worker import tiny_card, tiny_state
 
 MODEL = read_model_folder(BUNDLED)
 PICTURES = [golden.path for golden in PACKAGED]
-PATIENCE_MS = 120_000
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\">"
 MARKUP = "<b>bold<b> & 'quoted'.png"
 
@@ -48,18 +47,6 @@ def opened(browser: Browser, server: Running) -> Iterator[Visit]:
         yield visited
         assert {urlsplit(a).netloc for a in visited.addresses} <= {urlsplit(server.url).netloc}
         assert not [m for m in visited.messages if "Failed to load resource" not in m]  # what a refusal logs
-
-
-def choose(page: Page, *files: Path | str) -> None:
-    """Choose files and wait for all answers."""
-    page.set_input_files("#files", [str(file) for file in files])
-    settled(page)
-
-
-def settled(page: Page) -> None:
-    """Wait until no picture waits for its answer."""
-    expect(page.locator(".result").first).to_be_visible()
-    expect(page.locator(".busy")).to_have_count(0, timeout=PATIENCE_MS)
 
 
 def predicted(server: Running, picture: Path) -> Any:

@@ -15,8 +15,8 @@ from scripts.lib.conversion import loaded
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED
 from scripts.lib.precision import Wanted, settle
-from tests.e2e.conftest import Running
-from tests.pictures import Broken, Sample, broken, samples
+from tests.support.pictures.made import Broken, Sample, broken, samples
+from tests.support.servers.running import Running
 
 MODEL = read_model_folder(BUNDLED)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from scripts.lib.paths import ROOT
-from tests.e2e.conftest import Running, command, serving
-from tests.golden import CHELSEA, PACKAGED
-from tests.waiting import wait_until
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import CHELSEA, PACKAGED
+from tests.support.servers.running import Running, command, serving
 
 PICTURES = 300
 

@@ -18,8 +18,8 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from scripts.lib.management import Management
-from tests.e2e.conftest import Running
-from tests.golden import CHELSEA
+from tests.support.pictures.golden import CHELSEA
+from tests.support.servers.running import Running
 
 PICTURE = CHELSEA.read_bytes()
 SERVICE = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"

@@ -14,8 +14,8 @@ from scripts import train
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED
 from scripts.reproduce import stages
-from tests.e2e.conftest import command
-from tests.scenes import write_scenes
+from tests.support.pictures.scenes import write_scenes
+from tests.support.servers.running import command
 
 
 def test_the_card_names_the_recipe() -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from scripts.lib.paths import ROOT
-from tests.e2e.conftest import COMMAND_TIMEOUT_S
-from tests.golden import CHELSEA, PACKAGED
-from tests.ports import free_ports
-from tests.programs import program
-from tests.scenes import write_scenes
+from tests.support.machine.ports import free_ports
+from tests.support.machine.programs import program
+from tests.support.pictures.golden import CHELSEA, PACKAGED
+from tests.support.pictures.scenes import write_scenes
+from tests.support.servers.running import COMMAND_TIMEOUT_S
 
 CACHE = Path(".cache", "densenet-serving")
 """What a home may hold afterwards."""

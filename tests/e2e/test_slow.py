@@ -17,11 +17,11 @@ from handler.network import build_network
 from scripts.lib.management import Management
 from scripts.lib.model_folder import write_model_folder
 from scripts.lib.server import find_server
-from tests.e2e.conftest import Running, command, serving
-from tests.golden import CHELSEA
-from tests.hostile import jpeg_of_scans
-from tests.pictures import base64_of, noise, save
-from tests.waiting import wait_until
+from tests.support.hostile.http import jpeg_of_scans
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import CHELSEA
+from tests.support.pictures.made import base64_of, noise, save
+from tests.support.servers.running import Running, command, serving
 
 TIMEOUT_S = 120
 SLOW = jpeg_of_scans(8000, 800)

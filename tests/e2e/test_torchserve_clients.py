@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.e2e.conftest import Running
-from tests.golden import CHELSEA
-from tests.hostile_grpc import Call, answer, channels, good
-from tests.torchserve_jar import methods
+from tests.support.hostile.grpc import Call, answer, channels, good
+from tests.support.pictures.golden import CHELSEA
+from tests.support.servers.running import Running
+from tests.support.servers.torchserve_jar import methods
 
 PICTURE = CHELSEA.read_bytes()
 TEXT = base64.b64encode(PICTURE).decode()

@@ -16,10 +16,9 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from scripts.lib.paths import ROOT
-from tests.browser import chromium, visit
-from tests.e2e.conftest import Running
-from tests.e2e.test_page import PATIENCE_MS, choose, settled
-from tests.golden import CHELSEA
+from tests.support.clients.browser import PATIENCE_MS, choose, chromium, settled, visit
+from tests.support.pictures.golden import CHELSEA
+from tests.support.servers.running import Running
 
 IMAGES = ROOT / "docs" / "images"
 TOUR = ROOT / "docs" / "tour.md"

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.browser import chromium
-from tests.e2e.conftest import command, serving
-from tests.golden import PACKAGED
-from tests.scenes import write_scenes
+from tests.support.clients.browser import chromium
+from tests.support.pictures.golden import PACKAGED
+from tests.support.pictures.scenes import write_scenes
+from tests.support.servers.running import command, serving
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from scripts.lib.environment import run
 from scripts.lib.options import positive
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Running
-    from tests.promises import Report
+    from tests.endurance.promises import Report
+    from tests.support.servers.running import Running
 
 Judge = Callable[["Running", argparse.Namespace], "Report"]
 
@@ -53,8 +53,8 @@ def run_on_server(
         import tempfile
         from contextlib import nullcontext
 
-        from tests.e2e.conftest import serving
-        from tests.processes import core_of_its_own
+        from tests.support.machine.processes import core_of_its_own
+        from tests.support.servers.running import serving
 
         with (
             core_of_its_own() if apart else nullcontext(lambda: None) as move,

@@ -19,8 +19,8 @@ from scripts.lib.options import positive
 from tests.endurance.command import run_on_server
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Running
-    from tests.fuzzing import Fuzzing
+    from tests.endurance.fuzzing import Fuzzing
+    from tests.support.servers.running import Running
 
 ALONE = 500
 """Good requests alone, before and again after."""
@@ -42,9 +42,9 @@ def judge(server: Running, args: argparse.Namespace) -> Fuzzing:
     """Fuzz the server."""
     from contextlib import ExitStack
 
-    from tests.front_door import NO_CLIENT_LIMITS, front_door
-    from tests.fuzzing import fuzz
-    from tests.seeds import fuzz_seed
+    from tests.endurance.fuzzing import fuzz
+    from tests.support.hostile.seeds import fuzz_seed
+    from tests.support.servers.front_door import NO_CLIENT_LIMITS, front_door
 
     seed = fuzz_seed() if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)

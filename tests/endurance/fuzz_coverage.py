@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
         from handler.ordinary import ordinary
         from handler.payload import parse
 
-    from tests.hostile import samples
+    from tests.support.hostile.http import samples
 
     def one(data: bytes) -> None:
         ordinary(data)

@@ -17,8 +17,8 @@ from scripts.lib.options import positive
 from tests.endurance.command import run_on_server
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Running
-    from tests.faults import Kills
+    from tests.endurance.killing import Kills
+    from tests.support.servers.running import Running
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def judge(server: Running, args: argparse.Namespace) -> Kills:
     """Kill the workers in turn."""
-    from tests.faults import kill_workers
+    from tests.endurance.killing import kill_workers
 
     return kill_workers(server, args.times, args.clients)
 

@@ -32,8 +32,8 @@ def main(args: argparse.Namespace) -> int:
     import tempfile
     from contextlib import ExitStack
 
-    from tests.front_door import front_door
-    from tests.limits import GIB, confined, press
+    from tests.endurance.limiting import GIB, confined, press
+    from tests.support.servers.front_door import front_door
 
     failed = False
     for gib in args.sizes:

@@ -20,8 +20,8 @@ from scripts.lib.options import positive
 from tests.endurance.command import run_on_server
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Running
-    from tests.overloading import Overload
+    from tests.endurance.overloading import Overload
+    from tests.support.servers.running import Running
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +36,8 @@ def judge(server: Running, args: argparse.Namespace) -> Overload:
     """Measure the capacity, send a multiple of it."""
     from contextlib import ExitStack
 
-    from tests.front_door import front_door
-    from tests.overloading import overload
+    from tests.endurance.overloading import overload
+    from tests.support.servers.front_door import front_door
 
     with ExitStack() as stack:
         door = stack.enter_context(front_door(f"127.0.0.1:{server.port}")) if args.front_door else None

@@ -18,8 +18,8 @@ from scripts.lib.options import positive
 from tests.endurance.command import run_on_server
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Running
-    from tests.soaking import Soak
+    from tests.endurance.soaking import Soak
+    from tests.support.servers.running import Running
 
 SHARE = 0.8
 BAD = 0.05
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def judge(server: Running, args: argparse.Namespace) -> Soak:
     """Load the server, and sample what it holds."""
     from scripts.lib.console import say
-    from tests.soaking import soak
+    from tests.endurance.soaking import soak
 
     report = soak(server, args.workers, 60 * args.minutes, SHARE, BAD, say)
     if args.csv:

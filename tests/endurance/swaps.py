@@ -17,8 +17,8 @@ from scripts.lib.options import positive
 from tests.endurance.command import run_on_server
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Running
-    from tests.swapping import Swaps
+    from tests.endurance.swapping import Swaps
+    from tests.support.servers.running import Running
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def judge(server: Running, args: argparse.Namespace) -> Swaps:
     """Swap, then scale."""
-    from tests.swapping import swap
+    from tests.endurance.swapping import swap
 
     return swap(server, args.swaps, args.scalings, args.clients)
 

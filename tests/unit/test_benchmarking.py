@@ -49,7 +49,7 @@ from scripts.lib.benchmarking.subject import Subject
 from scripts.lib.benchmarking.torchserve import Ours, Stock
 from scripts.lib.console import CommandError
 from scripts.lib.model_folder import ModelFolder, write_model_folder
-from tests.unit.conftest import TINY, tiny_card, tiny_state
+from tests.support.servers.worker import TINY, tiny_card, tiny_state
 
 PICTURE = Picture("dog.jpg", b"picture", 4, 3)
 SMAPS = """55d4c0000000-7ffd00000000 ---p 00000000 00:00 0    [rollup]

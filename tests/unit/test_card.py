@@ -22,7 +22,7 @@ from handler.card import (
     sha256_of,
 )
 from scripts.lib.model_folder import ModelFolder, read_json, read_model_folder, write_atomically
-from tests.unit.conftest import LABELS, TINY, tiny_card, write_tiny_model
+from tests.support.servers.worker import LABELS, TINY, tiny_card, write_tiny_model
 
 KEYS = (
     "name, architecture, num_classes, resize, crop, mean, std, temperature, runtime, precision, "

@@ -22,7 +22,7 @@ from scripts.lib.model_folder import read_model_folder
 from scripts.lib.packed import MODEL_CONFIG
 from scripts.lib.paths import BUNDLED, CONFIG
 from scripts.lib.server import METRICS_CONFIG, read_properties, server_properties
-from tests.unit.conftest import LIMITS
+from tests.support.servers.worker import LIMITS
 
 PROPERTIES = CONFIG / "config.properties"
 

@@ -24,7 +24,7 @@ from scripts.lib import download as module
 from scripts.lib import paths
 from scripts.lib.console import CommandError
 from scripts.lib.download import DownloadError, download
-from tests.waiting import wait_until
+from tests.support.machine.waiting import wait_until
 
 CONTENT = random.Random(0).randbytes(300 * 1024)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

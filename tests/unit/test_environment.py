@@ -25,7 +25,7 @@ from handler.card import CardError
 from scripts.lib import environment, locking
 from scripts.lib.console import CommandError
 from scripts.lib.environment import CPU, PYPI, Environment, run
-from tests.wheels import write_wheel
+from tests.support.machine.wheels import write_wheel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DIGESTS: dict[str, str] = {}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from handler.densenet_handler import DenseNetHandler
 from handler.errors import MAX_MESSAGE, RequestError, printable, quoted
-from tests.unit.conftest import Request, serve
+from tests.support.servers.worker import Request, serve
 
 SETTINGS = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 TENSOR = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [""]}

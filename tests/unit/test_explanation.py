@@ -34,10 +34,10 @@ from scripts.lib.conversion import loaded
 from scripts.lib.model_folder import ModelFolder, read_model_folder
 from scripts.lib.paths import BUNDLED, ROOT
 from scripts.lib.precision import Wanted, settle
-from tests.golden import CHELSEA, PACKAGED
-from tests.pictures import base64_of, halves, jpeg, oriented, save
-from tests.unit.conftest import LABELS, LIMITS, Request, config_of, serve, start
-from tests.unit.worker_protocol import Answer
+from tests.support.pictures.golden import CHELSEA, PACKAGED
+from tests.support.pictures.made import base64_of, halves, jpeg, oriented, save
+from tests.support.servers.worker import LABELS, LIMITS, Request, config_of, serve, start
+from tests.support.servers.worker_protocol import Answer
 
 CPU = torch.device("cpu")
 MAX_PIXELS = 10**8

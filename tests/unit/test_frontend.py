@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 
 from scripts.lib.frontend import AGENT, FOLDER, build_agent, frontend_jar
-from tests.programs import program
+from tests.support.machine.programs import program
 
 
 def test_the_jar_is_compiled_from_its_sources() -> None:

@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from handler.densenet_handler import DenseNetHandler
-from tests import hostile, vocabulary
-from tests.pictures import jpeg
-from tests.seeds import fuzz_seed
-from tests.unit.conftest import Request, serve, service_of
-from tests.unit.worker_protocol import Answer, Sent, predict
+from tests.support.hostile import http as hostile
+from tests.support.hostile import vocabulary
+from tests.support.hostile.seeds import fuzz_seed
+from tests.support.pictures.made import jpeg
+from tests.support.servers.worker import Request, serve, service_of
+from tests.support.servers.worker_protocol import Answer, Sent, predict
 
 SETTINGS = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 

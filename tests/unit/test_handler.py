@@ -26,8 +26,8 @@ from handler.payload import HOW_TO_SEND
 from handler.runtimes import torch_runtime
 from scripts.lib.archive import archive_inputs
 from scripts.lib.model_folder import ModelFolder
-from tests.pictures import ACCEPTED, Broken, base64_of, bomb, broken, jpeg, samples
-from tests.unit.conftest import (
+from tests.support.pictures.made import ACCEPTED, Broken, base64_of, bomb, broken, jpeg, samples
+from tests.support.servers.worker import (
     LABELS,
     LIMITS,
     Request,
@@ -39,7 +39,7 @@ from tests.unit.conftest import (
     torchserve_metrics,
     write_tiny_model,
 )
-from tests.unit.worker_protocol import Answer, Sent, predict
+from tests.support.servers.worker_protocol import Answer, Sent, predict
 
 CSP = "Content-Security-Policy"
 EMPTY = f"received an empty picture (0 bytes); {ACCEPTED}"

@@ -15,8 +15,8 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from handler.errors import ImageTooLarge, InvalidImage, RequestError
 from handler.images import ACCEPTED, FORMATS, decode
-from tests import pictures
-from tests.pictures import BLUE, RED, WHITE, Broken, Sample, halves, jpeg, save
+from tests.support.pictures import made
+from tests.support.pictures.made import BLUE, RED, WHITE, Broken, Sample, halves, jpeg, save
 
 MAX_PIXELS = 1_000_000
 
@@ -41,7 +41,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
 
 
-@pytest.mark.parametrize("sample", pictures.samples(), ids=lambda s: s.name)
+@pytest.mark.parametrize("sample", made.samples(), ids=lambda s: s.name)
 def test_picture_of_any_format_and_mode_keeps_its_colours(sample: Sample) -> None:
     image = decode(sample.data, MAX_PIXELS)
     assert image.width == 64
@@ -49,35 +49,35 @@ def test_picture_of_any_format_and_mode_keeps_its_colours(sample: Sample) -> Non
 
 
 def test_every_accepted_format_has_a_sample() -> None:
-    made = {Image.open(io.BytesIO(s.data)).format for s in pictures.samples()}
-    missing = set(FORMATS) - made - (set() if pictures.HAS_AVIF else {"AVIF"})
+    formats = {Image.open(io.BytesIO(s.data)).format for s in made.samples()}
+    missing = set(FORMATS) - formats - (set() if made.HAS_AVIF else {"AVIF"})
     assert not missing
-    assert "MPO" in made  # what phones write; Pillow takes it for JPEG until it has read the header
+    assert "MPO" in formats  # what phones write; Pillow takes it for JPEG until it has read the header
 
 
 def test_samples_cover_every_mode() -> None:
-    modes = {Image.open(io.BytesIO(s.data)).mode for s in pictures.samples()}
+    modes = {Image.open(io.BytesIO(s.data)).mode for s in made.samples()}
     assert modes >= {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "I;16B", "F"}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied_once(picture_format: str, orientation: int) -> None:
-    image = decode(pictures.oriented(orientation, picture_format), MAX_PIXELS)
+    image = decode(made.oriented(orientation, picture_format), MAX_PIXELS)
     assert image.size == (64, 32)
     assert_halves(image, RED, BLUE, 8)
 
 
-@pytest.mark.skipif(not pictures.HAS_AVIF, reason="this Pillow has no AVIF")
+@pytest.mark.skipif(not made.HAS_AVIF, reason="this Pillow has no AVIF")
 def test_orientation_of_an_avif_picture_is_applied() -> None:
-    image = decode(pictures.oriented(6, "AVIF"), MAX_PIXELS)
+    image = decode(made.oriented(6, "AVIF"), MAX_PIXELS)
     assert image.size == (64, 32)
     assert_halves(image, RED, BLUE, 12)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
 def test_unknown_exif_orientation_changes_nothing(orientation: int) -> None:
-    assert_halves(decode(pictures.oriented(orientation), MAX_PIXELS), RED, BLUE, 4)
+    assert_halves(decode(made.oriented(orientation), MAX_PIXELS), RED, BLUE, 4)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_transparency_is_laid_over_white_by_its_share() -> None:
     assert np.abs(decoded[0, :, 0] - (255 - alpha.astype(int))).max() <= 1
 
 
-@pytest.mark.parametrize("case", pictures.broken(), ids=lambda c: c.name)
+@pytest.mark.parametrize("case", made.broken(), ids=lambda c: c.name)
 def test_what_is_no_whole_picture_is_refused(case: Broken) -> None:
     with pytest.raises(RequestError, match=case.message) as caught:
         decode(case.data, MAX_PIXELS)
@@ -163,7 +163,7 @@ def test_message_names_what_the_bytes_begin_with() -> None:
 @pytest.mark.parametrize("percent", range(0, 100, 5))
 @pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
 def test_jpeg_cut_off_anywhere_is_refused(percent: int, progressive: bool) -> None:
-    whole = save(pictures.noise(200, 150), "JPEG", progressive=progressive)
+    whole = save(made.noise(200, 150), "JPEG", progressive=progressive)
     with pytest.raises(InvalidImage, match=rf"; (send the whole file, )?{ACCEPTED}$"):
         decode(whole[: len(whole) * percent // 100], MAX_PIXELS)
     assert decode(whole, MAX_PIXELS).size == (200, 150)
@@ -171,7 +171,7 @@ def test_jpeg_cut_off_anywhere_is_refused(percent: int, progressive: bool) -> No
 
 def test_damage_in_any_byte_never_raises_anything_but_a_request_error() -> None:
     rng = np.random.default_rng(7)
-    for sample in pictures.samples():
+    for sample in made.samples():
         for _ in range(6):
             data = bytearray(sample.data)
             for at in rng.integers(0, min(len(data), 400), 3):
@@ -187,22 +187,22 @@ def test_damage_in_any_byte_never_raises_anything_but_a_request_error() -> None:
     ("data", "message"),
     [
         pytest.param(
-            pictures.png(50_000, 50_000, 8, 0, b"\0"),
+            made.png(50_000, 50_000, 8, 0, b"\0"),
             "received a picture of more than 178,956,970 pixels; accepted are at most 100,000,000 pixels",
             id="png-of-50000x50000",
         ),
         pytest.param(
-            pictures.png(2**31 - 1, 2**31 - 1, 16, 6, b"\0"),
+            made.png(2**31 - 1, 2**31 - 1, 16, 6, b"\0"),
             "received a picture of more than 178,956,970 pixels; accepted are at most 100,000,000 pixels",
             id="png-as-large-as-can-be",
         ),
         pytest.param(
-            pictures.bomb(13_000),
+            made.bomb(13_000),
             "received a PNG picture of 13000 × 13000 px = 169,000,000 pixels; accepted are at most 100,000,000 pixels",
             id="png-below-pillows-own-limit",
         ),
         pytest.param(
-            pictures.icon(pictures.bomb(13_000)),
+            made.icon(made.bomb(13_000)),
             "received a PNG picture of 13000 × 13000 px = 169,000,000 pixels; accepted are at most 100,000,000 pixels",
             id="inside-an-icon-of-256x256",
         ),
@@ -263,7 +263,7 @@ def test_what_makes_pillow_warn_does_not_make_the_handler_warn() -> None:
 
 
 def test_picture_above_pillows_warning_level_does_not_warn() -> None:
-    data = pictures.bomb(10_000)
+    data = made.bomb(10_000)
     with pytest.warns(Image.DecompressionBombWarning):
         Image.open(io.BytesIO(data))
     with warnings.catch_warnings():

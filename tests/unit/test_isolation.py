@@ -24,8 +24,9 @@ from handler.isolation import Share
 from handler.preprocessing import Preprocessing, View
 from handler.reading import PictureReader
 from handler.responses import Response
-from tests import hostile, pictures
-from tests.pictures import ACCEPTED, Broken, Sample, jpeg, save
+from tests.support.hostile import http as hostile
+from tests.support.pictures import made
+from tests.support.pictures.made import ACCEPTED, Broken, Sample, jpeg, save
 
 PREPROCESSING = Preprocessing(72, 64, (), ())
 MAX_PIXELS = 100_000_000
@@ -68,7 +69,7 @@ def helper(reader: PictureReader) -> psutil.Process:
 
 
 @pytest.mark.usefixtures("isolated")
-@pytest.mark.parametrize("sample", pictures.samples(), ids=lambda s: s.name)
+@pytest.mark.parametrize("sample", made.samples(), ids=lambda s: s.name)
 def test_both_places_give_the_same_pixels(reader: PictureReader, sample: Sample) -> None:
     assert np.array_equal(pixels(reader, sample.data), PREPROCESSING.read(sample.data, MAX_PIXELS))
     here = PREPROCESSING.view(open_picture(sample.data, MAX_PIXELS), MAX_PIXELS, 100)
@@ -78,7 +79,7 @@ def test_both_places_give_the_same_pixels(reader: PictureReader, sample: Sample)
 
 
 @pytest.mark.usefixtures("isolated")
-@pytest.mark.parametrize("case", pictures.broken(), ids=lambda c: c.name)
+@pytest.mark.parametrize("case", made.broken(), ids=lambda c: c.name)
 def test_both_places_say_the_same_of_a_broken_picture(reader: PictureReader, case: Broken) -> None:
     process = helper(reader)
     with pytest.raises(RequestError, match=case.message) as caught:
@@ -110,7 +111,7 @@ def test_too_much_work_ends_the_process_and_not_the_worker() -> None:
     assert caught.value.status == 413
     assert time.process_time() - start < 1, "the worker did the work itself"
     assert not process.is_running()
-    assert pixels(reader, save(pictures.noise(64, 64), "WEBP")).shape == (64, 64, 3)
+    assert pixels(reader, save(made.noise(64, 64), "WEBP")).shape == (64, 64, 3)
     reader.close()
 
 
@@ -148,7 +149,7 @@ def test_process_that_hangs_is_ended_by_the_clock() -> None:
     process = helper(reader)
     process.suspend()
     with pytest.raises(ServerBusy, match="try again later") as caught:
-        views(reader, save(pictures.noise(64, 64), "WEBP"), seconds=0.5)
+        views(reader, save(made.noise(64, 64), "WEBP"), seconds=0.5)
     assert caught.value.headers == {"Retry-After": "2", "X-Densenet-Slow": "1"}
     assert not process.is_running()
     reader.close()
@@ -158,7 +159,7 @@ def test_without_files_or_threads_a_picture_is_told_to_try_again(
     reader: PictureReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader.close()
-    data = save(pictures.noise(64, 64), "WEBP")
+    data = save(made.noise(64, 64), "WEBP")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:
@@ -191,7 +192,7 @@ def test_death_of_the_process_is_one_requests_error(
 ) -> None:
     """SIGSEGV is what a broken decoder ends with, SIGKILL what the kernel sends when memory runs out."""
     reader = PictureReader(PREPROCESSING, MAX_PIXELS, 10)
-    data = save(pictures.noise(64, 64), "WEBP")
+    data = save(made.noise(64, 64), "WEBP")
     assert pixels(reader, data).shape == (64, 64, 3)
     process = helper(reader)
     process.suspend()
@@ -214,7 +215,7 @@ def test_memory_of_the_process_is_limited(monkeypatch: pytest.MonkeyPatch) -> No
     """Also where a picture needs more than its head tells."""
     reader = PictureReader(PREPROCESSING, MAX_PIXELS, 10)
     monkeypatch.setattr(reader, "share", lambda: Share(5 * 10**7, 10**8))
-    pixels(reader, save(pictures.noise(64, 64), "WEBP"))  # the limit is set by now
+    pixels(reader, save(made.noise(64, 64), "WEBP"))  # the limit is set by now
     process = helper(reader)
     assert process.rlimit(psutil.RLIMIT_AS)[0] < 3e8
     assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
@@ -229,7 +230,7 @@ def test_memory_of_the_process_is_limited(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's")
 def test_process_goes_first_when_memory_runs_out(reader: PictureReader) -> None:
-    pixels(reader, save(pictures.noise(64, 64), "WEBP"))
+    pixels(reader, save(made.noise(64, 64), "WEBP"))
     with open(f"/proc/{helper(reader).pid}/oom_score_adj", encoding="ascii") as file:  # noqa: PTH123
         assert file.read().strip() == "1000"
 

@@ -17,11 +17,11 @@ from handler import densenet_handler, later
 from handler.densenet_handler import DenseNetHandler
 from handler.errors import ImageTooComplex, ServerBusy
 from handler.later import HEADER, MAX_WAITING, MAY, Lane, Result, taken
-from tests.hostile import jpeg_of_scans
-from tests.pictures import jpeg, noise, save
-from tests.unit.conftest import Request, serve
-from tests.unit.worker_protocol import Answer
-from tests.waiting import wait_until
+from tests.support.hostile.http import jpeg_of_scans
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.made import jpeg, noise, save
+from tests.support.servers.worker import Request, serve
+from tests.support.servers.worker_protocol import Answer
 
 SLOW = jpeg_of_scans(3000, 1000)
 """Takes about a second."""

@@ -14,7 +14,7 @@ from scripts import lock
 from scripts.lib.console import CommandError
 from scripts.lib.locks import SOURCES, TORCH_LOCK, lock_of, make_locks, pins
 from scripts.lib.paths import ROOT
-from tests.wheels import write_wheel
+from tests.support.machine.wheels import write_wheel
 
 LOCKS = [*map(lock_of, SOURCES), TORCH_LOCK]
 

@@ -9,7 +9,7 @@ import psutil
 
 from handler import memory
 from scripts.lib.paths import ROOT
-from tests.control_groups import memory_group
+from tests.support.machine.control_groups import memory_group
 
 
 def test_the_limit_is_the_groups_or_that_of_one_above() -> None:

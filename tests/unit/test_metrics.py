@@ -21,8 +21,8 @@ from handler.metrics import WorkerMetrics, label_value, seconds_since_start, wor
 from handler.topk import Prediction
 from scripts.lib.model_folder import ModelFolder
 from scripts.lib.server import METRICS_CONFIG
-from tests.pictures import base64_of, jpeg
-from tests.unit.conftest import LABELS, Request, config_of, serve, start, torchserve_metrics
+from tests.support.pictures.made import base64_of, jpeg
+from tests.support.servers.worker import LABELS, Request, config_of, serve, start, torchserve_metrics
 
 _LINE = re.compile(r"\[METRICS\](\w+)\.\w+:([0-9.e-]+)\|#([^|]*)\|#type:(\w+)\|")
 TORCHSERVES = Path(ts.__file__).parent / "configs" / "metrics.yaml"

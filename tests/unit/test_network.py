@@ -19,7 +19,7 @@ from handler.card import ARCHITECTURES, Architecture, CardError, ModelCard, sha2
 from handler.network import build_network, check_hash, fit_weights, load_network, read_weights
 from scripts.lib.model_folder import ModelFolder, write_model_folder
 from scripts.lib.paths import ROOT
-from tests.unit.conftest import LABELS, tiny_card, tiny_state
+from tests.support.servers.worker import LABELS, tiny_card, tiny_state
 
 CPU = torch.device("cpu")
 FIRST = "classifier.bias"  # the first tensor by name

@@ -11,9 +11,9 @@ import pytest
 
 from handler.densenet_handler import DenseNetHandler
 from handler.open_inference import ACCEPTED
-from tests.pictures import base64_of, jpeg
-from tests.unit.conftest import LABELS, LIMITS, Request, serve
-from tests.unit.worker_protocol import Answer
+from tests.support.pictures.made import base64_of, jpeg
+from tests.support.servers.worker import LABELS, LIMITS, Request, serve
+from tests.support.servers.worker_protocol import Answer
 
 PICTURE = jpeg()
 TEXT = base64_of(PICTURE)

@@ -10,9 +10,10 @@ from PIL import Image
 
 from handler import ordinary as module
 from handler.ordinary import ordinary
-from tests import hostile, pictures
-from tests.golden import PACKAGED, Golden
-from tests.pictures import jpeg, png, png_chunk, save
+from tests.support.hostile import http as hostile
+from tests.support.pictures import made
+from tests.support.pictures.golden import PACKAGED, Golden
+from tests.support.pictures.made import jpeg, png, png_chunk, save
 
 SIDE = 5000
 """Of a picture of 25 million pixels."""
@@ -50,7 +51,7 @@ def test_photographs_are_ordinary(golden: Golden) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(save(pictures.noise(64, 64), "WEBP"), id="another-format"),
+        pytest.param(save(made.noise(64, 64), "WEBP"), id="another-format"),
         pytest.param(jpeg() + bytes(module.ORDINARY_BYTES), id="many-bytes"),
         pytest.param(LARGE_PNG, id="many-pixels-png"),
         pytest.param(LARGE_JPEG, id="many-pixels-jpeg"),

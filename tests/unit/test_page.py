@@ -12,8 +12,8 @@ import pytest
 
 from handler.densenet_handler import DenseNetHandler
 from handler.page import Page, wants_page
-from tests.pictures import jpeg
-from tests.unit.conftest import LABELS, Request, serve, tiny_card
+from tests.support.pictures.made import jpeg
+from tests.support.servers.worker import LABELS, Request, serve, tiny_card
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"
 HOSTILE = ["</script><script>alert(1)</script>", "<!--<script>", "/* page.js */", "Bächli & Söhne", "\u2028", "a", "b"]

@@ -9,7 +9,7 @@ import pytest
 
 from handler.errors import InvalidParameter, InvalidRequest, RequestError, TooManyInstances
 from handler.payload import HOW_TO_SEND, ExplanationOptions, Payload, header, parse, topk_of
-from tests.pictures import base64_of
+from tests.support.pictures.made import base64_of
 
 PICTURE = b"\xff\xd8 any bytes: nothing is decoded here \0\x01"
 TEXT = base64_of(PICTURE)

@@ -28,8 +28,8 @@ from scripts.lib.model_folder import ModelFolder, read_model_folder, write_model
 from scripts.lib.options import add_runtime_options
 from scripts.lib.precision import Exact, Verification, Wanted, record, settle
 from scripts.lib.training.dataset import Picture, find_pictures
-from tests.unit.conftest import LABELS, write_tiny_model
-from tests.wheels import write_wheel
+from tests.support.machine.wheels import write_wheel
+from tests.support.servers.worker import LABELS, write_tiny_model
 
 GOOD = Verification("openvino", "bfloat16", 1000, 400, 0.8, 0.803, 0.99)
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(CPU), reason="this processor doesn't compute in bfloat16")

@@ -15,7 +15,7 @@ from scripts.client import Answer, Prediction, Result, Unreadable
 from scripts.lib.console import CommandError
 from scripts.lib.predictions import CSV, JSON_LINES, LINES, Format, Paths, PredictionFile, PredictionStream, format_of
 from scripts.lib.reporting.sheet import write_sheet
-from tests.golden import CHELSEA
+from tests.support.pictures.golden import CHELSEA
 
 ODD = ['a "b", c.jpg', "tab\there.jpg", "Bächli 🐶.jpg", os.fsdecode(b"\xff\xfe.jpg"), "x" * 40]
 FORMATS = [LINES, JSON_LINES, CSV]

@@ -17,8 +17,8 @@ from torchvision.models import DenseNet121_Weights
 from handler.card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
 from handler.images import decode, decode_reduced
 from handler.preprocessing import Preprocessing
-from tests.pictures import noise
-from tests.unit.conftest import TINY, tiny_card
+from tests.support.pictures.made import noise
+from tests.support.servers.worker import TINY, tiny_card
 
 SIZES = [
     pytest.param((640, 480), id="landscape"),

@@ -35,7 +35,7 @@ from scripts.lib.server import (
     was_stopped,
     worker_error,
 )
-from tests.ports import free_ports
+from tests.support.machine.ports import free_ports
 
 
 @pytest.fixture(autouse=True)

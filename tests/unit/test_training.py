@@ -44,7 +44,7 @@ from scripts.lib.training.trainer import (
     predict_logits,
     train_classifier,
 )
-from tests.scenes import write_scenes
+from tests.support.pictures.scenes import write_scenes
 
 CPU = torch.device("cpu")
 TINY = Architecture("compact", 8, (2, 2), 16)

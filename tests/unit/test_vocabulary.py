@@ -11,8 +11,9 @@ import yaml
 
 from handler import open_inference, payload
 from scripts.lib.paths import CONFIG, OPENAPI, ROOT
-from tests import hostile_grpc, torchserve_jar
-from tests.vocabulary import HEADERS, KEYS, ROUTES, TYPES, WORDS
+from tests.support.hostile import grpc as hostile_grpc
+from tests.support.hostile.vocabulary import HEADERS, KEYS, ROUTES, TYPES, WORDS
+from tests.support.servers import torchserve_jar
 
 LOADING = {"initialize", "_limit"}
 """Functions of the handler that read the archive, no request."""

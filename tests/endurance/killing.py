@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from scripts.lib.management import Management
-from tests.e2e.conftest import Running
-from tests.fuzzing import GOOD
-from tests.promises import Report
-from tests.wire import Reply, exchange
+from tests.endurance.fuzzing import GOOD
+from tests.endurance.promises import Report
+from tests.support.clients.wire import Reply, exchange
+from tests.support.servers.running import Running
 
 ANSWER_TIMEOUT_S = 120
 RECOVERY_S = 10

@@ -17,14 +17,14 @@ from statistics import median
 
 import numpy as np
 
-from tests.e2e.conftest import Running
-from tests.fuzzing import ANSWER_TIMEOUT_S, GOOD, Hostile
-from tests.golden import CATS
-from tests.hostile import inputs
-from tests.processes import Held, held
-from tests.promises import Report
-from tests.traffic import Answer, capacity, open_loop
-from tests.wire import exchange
+from tests.endurance.fuzzing import ANSWER_TIMEOUT_S, GOOD, Hostile
+from tests.endurance.promises import Report
+from tests.support.clients.traffic import Answer, capacity, open_loop
+from tests.support.clients.wire import exchange
+from tests.support.hostile.http import inputs
+from tests.support.machine.processes import Held, held
+from tests.support.pictures.golden import CATS
+from tests.support.servers.running import Running
 
 GROWTH = 0.03
 """Of memory, at most."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from handler.payload import METHODS
-from tests.pictures import jpeg
+from tests.support.pictures.made import jpeg
 
 KEYS = (
     *("data", "file", "body", "b64", "instances", "topk", "method", "target", "model_name", "about"),
@@ -120,7 +120,7 @@ def message(choose: random.Random) -> Message:
     made = choose.choice((_json, _json, _json, _form, _form, _body, _bytes))(choose)
     for _ in range(choose.randrange(3)):
         name = choose.choice(HEADERS)
-        if name not in ("Content-Length", "Expect", "Connection", "Host"):  # those are tests.hostile's
+        if name not in ("Content-Length", "Expect", "Connection", "Host"):  # those are tests.support.hostile.http's
             made.headers.append((name, _header(choose)))
     if choose.random() < 0.2:
         made.path = choose.choice(ROUTES)

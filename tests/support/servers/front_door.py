@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from scripts.lib.paths import CONFIG
-from tests.ports import free_ports
-from tests.programs import program, running
-from tests.waiting import wait_until
+from tests.support.machine.ports import free_ports
+from tests.support.machine.programs import program, running
+from tests.support.machine.waiting import wait_until
 
 NOBODY = 10001
 """The user as whom nginx runs where the tests are root's: it needs no rights."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import grpc
 
-from tests import vocabulary
-from tests.torchserve_jar import Method, methods
+from tests.support.hostile import vocabulary
+from tests.support.servers.torchserve_jar import Method, methods
 
 INFERENCE = ("Ping", "Predictions", "StreamPredictions", "StreamPredictions2")
 PROTOCOL = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")

@@ -17,17 +17,17 @@ from pathlib import Path
 from PIL import Image
 
 from scripts.lib.paths import BUNDLED
-from tests import vocabulary
-from tests.control_groups import Group, memory_group
-from tests.e2e.conftest import Running, command, command_by
-from tests.fuzzing import GOOD, GROWTH_BYTES
-from tests.hostile import JSON, MULTIPART, form_of, request
-from tests.pictures import bomb
-from tests.ports import free_ports
-from tests.processes import server_processes
-from tests.promises import Report
-from tests.waiting import wait_until
-from tests.wire import exchange
+from tests.endurance.fuzzing import GOOD, GROWTH_BYTES
+from tests.endurance.promises import Report
+from tests.support.clients.wire import exchange
+from tests.support.hostile import vocabulary
+from tests.support.hostile.http import JSON, MULTIPART, form_of, request
+from tests.support.machine.control_groups import Group, memory_group
+from tests.support.machine.ports import free_ports
+from tests.support.machine.processes import server_processes
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.made import bomb
+from tests.support.servers.running import Running, command, command_by
 
 GIB = 2**30
 AT_ONCE = 100

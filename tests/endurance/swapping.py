@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from tests.e2e.conftest import Running, command
-from tests.load import load
-from tests.promises import Report
-from tests.versions import NEW_LABEL, write_golden, write_new_version
+from tests.endurance.promises import Report
+from tests.support.clients.load import load
+from tests.support.servers.running import Running, command
+from tests.support.servers.versions import NEW_LABEL, write_golden, write_new_version
 
 
 @dataclass

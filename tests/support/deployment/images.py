@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.lib.paths import ROOT
-from tests.programs import program
-from tests.waiting import wait_until
+from tests.support.machine.programs import program
+from tests.support.machine.waiting import wait_until
 
 BASE = re.findall(r"^ARG BASE=(\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)[0]
 """The image that the Dockerfile starts from."""

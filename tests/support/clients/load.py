@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import requests
 
-from tests.golden import CHELSEA
-from tests.waiting import wait_until
+from tests.support.machine.waiting import wait_until
+from tests.support.pictures.golden import CHELSEA
 
 PICTURE = CHELSEA.read_bytes()
 

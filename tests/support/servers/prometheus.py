@@ -14,9 +14,9 @@ import requests
 import yaml
 
 from scripts.lib.paths import CONFIG
-from tests.ports import free_ports
-from tests.programs import program, running
-from tests.waiting import wait_until
+from tests.support.machine.ports import free_ports
+from tests.support.machine.programs import program, running
+from tests.support.machine.waiting import wait_until
 
 PROMETHEUS_CONFIG = CONFIG / "prometheus" / "prometheus.yml"
 ALERTS = CONFIG / "prometheus" / "alerts.yml"

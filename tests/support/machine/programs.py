@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import wait_until
+from tests.support.machine.waiting import wait_until
 
 TIMEOUT_S = 60
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.e2e.conftest import Running
-from tests.golden import CHELSEA
-from tests.hostile import Input, inputs, request
-from tests.hostile_grpc import Call, Outcome, calls, channels
-from tests.processes import server_processes
-from tests.promises import Report
-from tests.waiting import repeating
-from tests.wire import Reply, conversation, exchange
+from tests.endurance.promises import Report
+from tests.support.clients.wire import Reply, conversation, exchange
+from tests.support.hostile.grpc import Call, Outcome, calls, channels
+from tests.support.hostile.http import Input, inputs, request
+from tests.support.machine.processes import server_processes
+from tests.support.machine.waiting import repeating
+from tests.support.pictures.golden import CHELSEA
+from tests.support.servers.running import Running
 
 ANSWER_TIMEOUT_S = 120
 """A machine that does other things as well answers late; what never answers is what is looked for."""

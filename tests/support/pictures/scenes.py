@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.golden import PACKAGED
+from tests.support.pictures.golden import PACKAGED
 
 
 def write_scenes(folder: Path, per_class: int = 24, side: int = 72, seed: int = 0) -> Path:

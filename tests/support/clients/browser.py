@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.programs import program
+from tests.support.machine.programs import program
+
+PATIENCE_MS = 120_000
 
 
 @contextmanager
@@ -55,3 +58,15 @@ def visit(browser: Browser, address: str, width: int = 1280, height: int = 900, 
         yield opened
     finally:
         context.close()
+
+
+def choose(page: Page, *files: Path | str) -> None:
+    """Choose files and wait for all answers."""
+    page.set_input_files("#files", [str(file) for file in files])
+    settled(page)
+
+
+def settled(page: Page) -> None:
+    """Wait until no picture waits for its answer."""
+    expect(page.locator(".result").first).to_be_visible()
+    expect(page.locator(".busy")).to_have_count(0, timeout=PATIENCE_MS)

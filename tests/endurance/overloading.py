@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.e2e.conftest import Running
-from tests.fuzzing import GOOD
-from tests.promises import Report
-from tests.traffic import Answer, capacity, closed_loop, open_loop, served
+from tests.endurance.fuzzing import GOOD
+from tests.endurance.promises import Report
+from tests.support.clients.traffic import Answer, capacity, closed_loop, open_loop, served
+from tests.support.servers.running import Running
 
 REFUSALS = {429, 503}
 REFUSED_WITHIN_S = 0.1

@@ -18,9 +18,10 @@ from urllib.parse import urlencode
 
 from PIL import Image
 
-from tests import pictures, vocabulary
-from tests.golden import PACKAGED
-from tests.pictures import jpeg, png, png_chunk, save
+from tests.support.hostile import vocabulary
+from tests.support.pictures import made
+from tests.support.pictures.golden import PACKAGED
+from tests.support.pictures.made import jpeg, png, png_chunk, save
 
 GREY_ROWS = (b"\0" + bytes(64)) * 64
 """The pixels of a PNG of 64 × 64 px, 8 bits grey."""
@@ -109,7 +110,7 @@ def tiff_of_tile(width: int, height: int) -> bytes:
 
 def gif_of_extensions(count: int) -> bytes:
     """A GIF with so many graphic control extensions before its first frame."""
-    whole = save(pictures.halves(), "GIF")
+    whole = save(made.halves(), "GIF")
     colours = 3 * 2 ** ((whole[10] & 7) + 1) if whole[10] & 0x80 else 0
     return whole[: 13 + colours] + b"\x21\xf9\4\0\0\0\0\0" * count + whole[13 + colours :]
 
@@ -136,8 +137,8 @@ def bombs() -> tuple[Bomb, ...]:
         Bomb("gif-extensions", gif_of_extensions(200_000), "served"),
         Bomb("plain-text-pixels", b"P3 500 500 255\n" + b"1 " * 750_000, "served"),
         Bomb("pixels-by-the-piece", b"P6 500 500 254\n" + b"\1" * 750_000, "served"),
-        Bomb("pixels", pictures.bomb(10_000), "served"),
-        Bomb("too-many-pixels", pictures.bomb(13_000), "ImageTooLarge"),
+        Bomb("pixels", made.bomb(10_000), "served"),
+        Bomb("too-many-pixels", made.bomb(13_000), "ImageTooLarge"),
         Bomb("transparent-palette", save(Image.new("P", (9000, 9000)), "PNG", transparency=0), "served"),
     )
 
@@ -190,7 +191,7 @@ def form_of(content: bytes) -> bytes:
 @cache
 def samples() -> tuple[bytes, ...]:
     """Good pictures of every format and mode, and photographs."""
-    return tuple(s.data for s in pictures.samples()) + tuple(g.path.read_bytes() for g in PACKAGED)
+    return tuple(s.data for s in made.samples()) + tuple(g.path.read_bytes() for g in PACKAGED)
 
 
 _EXTREMES = (b"\0\0", b"\xff\xff", b"\x7f\xff", b"\x80\0", b"\0\1", b"\xff\xfe")

@@ -10,7 +10,7 @@ from pathlib import Path
 from scripts.lib.archive import ensure_archive
 from scripts.lib.model_folder import CARD, LABELS, json_bytes, read_model_folder
 from scripts.lib.paths import BUNDLED
-from tests.golden import CHELSEA
+from tests.support.pictures.golden import CHELSEA
 
 NEW_LABEL = "new "
 """What the labels of the new model begin with."""
@@ -29,7 +29,7 @@ def write_new_version(store: Path) -> Path:
 
 
 def write_golden(folder: Path, label: str, probability: float = 0.3) -> str:
-    """A file in ``folder`` with one golden picture, the cat of ``tests.golden``."""
+    """A file in ``folder`` with one golden picture, the cat of ``tests.support.pictures.golden``."""
     shutil.copy(CHELSEA, folder)
     file = folder / "golden.csv"
     file.write_text(f"path,label,probability\n{CHELSEA.name},{label},{probability}\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from scripts.lib.paths import CONFIG
-from tests.programs import program
+from tests.support.machine.programs import program
 
 KUBERNETES = CONFIG / "kubernetes"
 

@@ -12,7 +12,7 @@ import psutil
 
 from scripts.lib.benchmarking.measure import memory
 from scripts.lib.server import find_server
-from tests.e2e.conftest import Running
+from tests.support.servers.running import Running
 
 
 def server_processes(server: Running) -> dict[str, psutil.Process]:

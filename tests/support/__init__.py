@@ -1,0 +1,1 @@
+"""What tests are made of, by what it is."""

@@ -1,0 +1,1 @@
+"""Clients, from a browser to bytes on the wire."""

@@ -1,0 +1,1 @@
+"""What a test needs of the machine: ports, programs, processes, control groups, time."""

@@ -1,0 +1,1 @@
+"""Pictures with what is right about them."""

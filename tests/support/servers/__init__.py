@@ -1,0 +1,1 @@
+"""Servers under test, and what they are made of."""

@@ -1,0 +1,145 @@
+"""The project's commands as a person runs them, and the real server that they start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from scripts.lib.console import CommandError
+from scripts.lib.management import Management
+from scripts.lib.paths import BUNDLED, ROOT
+from tests.support.machine.ports import free_ports
+from tests.support.machine.waiting import wait_until
+
+COMMAND_TIMEOUT_S = 300
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the project, ``command("scale.py", "2")``, as a person would."""
+    return command_by(lambda *run: list(run), *arguments, environment=environment)
+
+
+def command_by(
+    wrapper: Callable[..., list[str]],
+    *arguments: str,
+    timeout: float = COMMAND_TIMEOUT_S,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the project by what ``wrapper`` makes of its command line."""
+    script, *rest = arguments
+    return subprocess.run(
+        wrapper(sys.executable, str(ROOT / "scripts" / script), *rest),
+        cwd=ROOT,
+        env={**os.environ, "DENSENET_NO_VENV": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server under test."""
+
+    port: int
+    model_store: Path
+    output: str
+
+    @property
+    def url(self) -> str:
+        """Inference address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def predictions(self) -> str:
+        """The route of the contract."""
+        return f"{self.url}/predictions/densenet"
+
+    @property
+    def management(self) -> str:
+        """Management address."""
+        return f"http://127.0.0.1:{self.port + 1}"
+
+
+@contextmanager
+def serving(model_store: Path, *flags: str, weights: Path = BUNDLED, **environment: str) -> Iterator[Running]:
+    """A server started by ``serve.py --detach`` and stopped by ``stop.py``."""
+    port = free_ports()
+    started = command(
+        *("serve.py", "--detach", "--weights", str(weights), "--port", str(port)),
+        *("--model-store", str(model_store), *flags),
+        **environment,
+    )
+    try:
+        assert started.returncode == 0, started.stderr + started.stdout
+        yield Running(port, model_store, started.stdout)
+    finally:
+        stopped = command("stop.py", "--port", str(port))
+        assert stopped.returncode == 0, stopped.stderr
+
+
+@contextmanager
+def foreground(model_store: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """``serve.py`` in the foreground, READY; the process and its port."""
+    port = free_ports()
+    arguments = ["--weights", "bundled", "--port", str(port), "--model-store", str(model_store), "--workers", "1"]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "serve.py"), *arguments],
+        env={**os.environ, "DENSENET_NO_VENV": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Ctrl-C stops it"):
+                break
+        yield process, port
+
+
+@contextmanager
+def in_foreground(
+    wrapper: Callable[..., list[str]], port: int, model_store: Path, workers: int = 1, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """``serve.py`` in the foreground by ``wrapper``; stopped, with whatever it started, at the end."""
+    serve = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--weights", "bundled", "--workers", str(workers)]
+    settings = {**os.environ, "DENSENET_NO_VENV": "1", **environment}
+    log = model_store / "output.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            wrapper(*serve, "--port", str(port), "--model-store", str(model_store)),
+            env=settings,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        assert command("stop.py", "--port", str(port), **environment).returncode == 0
+        process.wait(timeout=COMMAND_TIMEOUT_S)
+
+
+def wait_for_ready(process: subprocess.Popen[bytes], port: int) -> None:
+    """Wait until the server has a READY worker."""
+    management = Management(f"http://127.0.0.1:{port + 1}")
+
+    def ready() -> bool:
+        assert process.poll() is None, "serve.py ended"
+        with suppress(CommandError):
+            return management.status().ready > 0
+        return False
+
+    wait_until(ready, COMMAND_TIMEOUT_S)
+
+
+def wait_for_workers(server: Running, wanted: int, timeout: float = 60) -> None:
+    """Wait until exactly ``wanted`` workers are READY."""
+    management = Management(server.management)
+    wait_until(lambda: management.status().ready == wanted, timeout, lambda: str(management.status()))
