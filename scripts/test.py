@@ -1,8 +1,12 @@
 #!/usr/bin/env python3
-"""Run all the tests that this machine can run.
+"""Run the tests, several at a time.
 
-python3 scripts/test.py                  # everything, with coverage
-python3 scripts/test.py tests/unit -x    # arguments go to pytest
+python3 scripts/test.py                  # what proves the product on a laptop, about 7 minutes on two cores
+python3 scripts/test.py tests/unit       # without a server, at each save
+python3 scripts/test.py --all            # everything, with coverage: images, nginx, Prometheus, a browser, faults
+python3 scripts/test.py tests/unit/test_topk.py -x    # arguments go to pytest
+
+A test whose program isn't installed is skipped, and says which; where CI is set in the environment, it fails.
 """
 
 from __future__ import annotations
@@ -13,8 +17,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts.lib.console import say
 from scripts.lib.environment import run
 from scripts.lib.paths import ROOT
+
+MOST_JOBS = 4
+"""Each may have a server with two workers, 2 GB."""
+NOTHING_COLLECTED = 5
+"""Pytest's exit status."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,18 +32,50 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--all", action="store_true", help="also what is slow or needs programs; measures coverage")
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"at a time (default the cores, at most {MOST_JOBS})")
     parser.add_argument("pytest", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="for pytest")
     return parser
 
 
+def passes(everything: bool, jobs: int, arguments: list[str]) -> list[list[str]]:
+    """Pytest's arguments for each of its runs: what goes side by side, then what measures and is alone.
+
+    A file or a test that is named runs by itself, whatever its marks are.
+    """
+    if any(".py" in argument for argument in arguments):
+        return [arguments]
+    arguments = arguments or ["tests", "--durations=15"]
+    tier = "" if everything else "not slow and "
+    beside = ["-m", f"{tier}not alone", "-n", str(jobs), "--dist", "loadgroup", "--no-loadscope-reorder"]
+    alone = ["-m", f"{tier}alone"]
+    if not everything:
+        return [[*arguments, *beside], [*arguments, *alone]]
+    return [
+        [*arguments, *beside, "--cov", "--cov-fail-under=0", "--cov-report="],
+        [*arguments, *alone, "--cov", "--cov-append", "--cov-report=term-missing:skip-covered"],
+    ]
+
+
 def main(args: argparse.Namespace) -> int:
-    """Run pytest; without arguments everything, and the coverage must reach the mark."""
+    """Run pytest; 0 if everything passed, and with ``--all`` enough is covered."""
     import os
     import subprocess
+    import time
 
-    options = args.pytest or ["tests", "--cov", "--cov-report=term-missing:skip-covered", "--durations=15"]
+    from scripts.lib.console import duration
+    from scripts.lib.machine import usable_cores
+
+    start = time.monotonic()
     environment = {**os.environ, "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml")}
-    return subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT, env=environment, check=False).returncode
+    runs = passes(args.all, args.jobs or min(usable_cores(), MOST_JOBS), args.pytest)
+    statuses = [
+        subprocess.run([sys.executable, "-m", "pytest", *run], cwd=ROOT, env=environment, check=False).returncode
+        for run in runs
+    ]
+    ran = [status for status in statuses if status != NOTHING_COLLECTED]
+    say(f"tests took {duration(time.monotonic() - start)}")
+    return max(ran, default=NOTHING_COLLECTED)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,21 @@ os.environ["OMP_NUM_THREADS"] = "1"  # several would only wait for each other
 torch.set_num_threads(1)
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so all that they start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+fuzz_seed()  # one for all processes
+
+FOLDERS = ("deployment", "e2e", "unit")
+"""The longest first: what is distributed last should be short."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what shares a server or the image in one process; these tests come first, those of units fill up."""
+    items.sort(key=lambda item: FOLDERS.index(item.path.parent.name))  # stable: modules stay as they are
+    for item in items:
+        if "image" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("image"))
+        elif item.path.parent.name != "unit":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)

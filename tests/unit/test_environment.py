@@ -180,6 +180,7 @@ def test_changed_requirements_are_installed_over_the_old(ready: Environment) -> 
     assert ready.ensure() is False
 
 
+@pytest.mark.slow
 def test_another_torch_is_installed_over_the_old(ready: Environment) -> None:
     with ready.torch.open("a") as file:
         file.write(lock("devtool==1.0"))
@@ -187,6 +188,7 @@ def test_another_torch_is_installed_over_the_old(ready: Environment) -> None:
     assert installed(ready, "devtool") == "1.0"
 
 
+@pytest.mark.slow
 def test_changed_runtime_requirements_outdate_development(ready: Environment) -> None:
     ready.ensure(development=True)
     write_locks(ready.venv.parent, "extras==2.0")
@@ -240,10 +242,18 @@ def other_python(env: Environment) -> None:
 @pytest.mark.parametrize(
     "damage", [remove_stamp, cut_stamp, old_stamp, remove_python, dangle_python, break_python, other_python]
 )
-def test_damaged_environment_is_built_again(ready: Environment, damage: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_environment_is_not_mended(ready: Environment, damage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     damage(ready)
-    (ready.venv / "leftover").touch()
     assert not ready.ready()
+    monkeypatch.setattr(Environment, "_build", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ready.ensure()
+
+
+@posix
+def test_damaged_environment_is_built_again(ready: Environment, capfd: pytest.CaptureFixture[str]) -> None:
+    break_python(ready)
+    (ready.venv / "leftover").touch()
     assert ready.ensure() is True
     assert "building it again" in capfd.readouterr().err
     assert not (ready.venv / "leftover").exists()
@@ -251,6 +261,7 @@ def test_damaged_environment_is_built_again(ready: Environment, damage: Any, cap
     assert ready.ensure() is False
 
 
+@pytest.mark.slow
 def test_interrupted_development_is_built_again_only_for_development(
     ready: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +288,7 @@ def test_replaced_interpreter_of_the_same_version_is_kept(ready: Environment) ->
     assert ready.ensure() is False
 
 
+@pytest.mark.slow
 @posix
 def test_link_to_a_larger_disk_stays_a_link(fresh: Environment, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
@@ -288,6 +300,7 @@ def test_link_to_a_larger_disk_stays_a_link(fresh: Environment, tmp_path: Path) 
     assert fresh.ready()
 
 
+@pytest.mark.slow
 def test_interrupted_install_leaves_no_stamp(ready: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     write_locks(ready.venv.parent, "extras==2.0")
     with monkeypatch.context() as patch:
@@ -333,12 +346,14 @@ def test_package_that_no_lock_names_is_not_installed(fresh: Environment, capfd: 
     assert installed(fresh, "torch") == ""
 
 
+@pytest.mark.slow
 def test_release_that_is_newer_than_the_lock_changes_nothing(ready: Environment) -> None:
     write_locks(ready.venv.parent, development=["devtool==2.0", "helper==1.0"])  # and there is helper 1.1
     assert ready.ensure(development=True) is True
     assert installed(ready, "helper") == "1.0"
 
 
+@pytest.mark.slow
 def test_failing_development_leaves_the_runtime_ready(ready: Environment) -> None:
     (ready.venv / "kept").touch()
     write_locks(ready.venv.parent, development=["devtool==9.0"])
@@ -402,6 +417,7 @@ def test_elsewhere_a_line_every_half_minute(
 # ---- making the virtual environment ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_venv_of_the_standard_library(fresh: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ensurepip")
     monkeypatch.setattr(Environment, "_by_venv", REAL_BY_VENV)
@@ -409,6 +425,7 @@ def test_venv_of_the_standard_library(fresh: Environment, monkeypatch: pytest.Mo
     assert fresh.ready()
 
 
+@pytest.mark.slow
 def test_without_ensurepip_the_pip_that_is_there_helps(fresh: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     bundled = Path(pytest.importorskip("ensurepip").__file__).parent / "_bundled"
     if not list(bundled.glob("pip-*.whl")):
@@ -650,6 +667,7 @@ def test_cpu_machine_takes_torch_alone_from_the_cpu_index(
     assert stamp.torch == CPU
 
 
+@pytest.mark.slow
 @posix
 def test_what_another_build_of_torch_needs_beyond_the_locks_is_installed(
     fresh: Environment, cpu_index: Index, pypi_index: Index, monkeypatch: pytest.MonkeyPatch
@@ -675,6 +693,7 @@ def test_cpu_machine_falls_back_and_says_so(
     assert stamp.torch == PYPI
 
 
+@pytest.mark.slow
 @posix
 def test_cpu_index_whose_packages_do_not_install_is_left(
     fresh: Environment, cpu_index: Index, pypi_index: Index, monkeypatch: pytest.MonkeyPatch
@@ -686,6 +705,7 @@ def test_cpu_index_whose_packages_do_not_install_is_left(
     assert installed(fresh, "torchvision") == "1.0"
 
 
+@pytest.mark.slow
 @posix
 def test_named_index_is_used_without_asking_first(
     fresh: Environment, cpu_index: Index, pypi_index: Index, monkeypatch: pytest.MonkeyPatch
@@ -700,6 +720,7 @@ def test_named_index_is_used_without_asking_first(
     assert installed(fresh, "torch") == "1.0"
 
 
+@pytest.mark.slow
 @posix
 def test_named_index_that_fails_is_an_error(ready: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_FIND_LINKS")

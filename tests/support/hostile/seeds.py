@@ -11,5 +11,5 @@ VARIABLE = "DENSENET_FUZZ_SEED"
 
 @cache
 def fuzz_seed() -> int:
-    """The seed of this process' fuzzing; whoever uses it prints it."""
-    return int(os.environ.get(VARIABLE) or time.time())
+    """The seed of this run, its processes included; whoever uses it prints it."""
+    return int(os.environ.setdefault(VARIABLE, str(int(time.time()))))
