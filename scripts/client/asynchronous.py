@@ -37,8 +37,8 @@ MAX_DEATHS = 2
 """Attempts at such a picture: once the worker may have been killed, twice the picture kills workers."""
 UNUSABLE = frozenset({401, 403, 404, 405})
 """Statuses that every picture would get: a token is missing or has expired, or another server answers."""
-WRONG_TOKEN = "InvalidKeyException"
-"""TorchServe's word for it; its status is 400."""
+INVALID_KEY = "InvalidKeyException"
+"""TorchServe's word for a wrong token; its status is 400."""
 
 
 class AsyncDenseNetClient:
@@ -203,7 +203,7 @@ class AsyncDenseNetClient:
 
     def _problem(self, response: httpx.Response) -> Refused | Unavailable:
         kind, message = error_of(response.text, response.reason_phrase)
-        if (kind != WORKER_DIED and response.status_code in BUSY | UNUSABLE) or kind == WRONG_TOKEN:
+        if (kind != WORKER_DIED and response.status_code in BUSY | UNUSABLE) or kind == INVALID_KEY:
             return Unavailable(f"{response.status_code}: {message}")
         return Refused(response.status_code, kind, message)
 
@@ -234,7 +234,7 @@ def pause_before_retry(attempt: int) -> float:
     They double from attempt to attempt; half of it is random, so that many clients don't come back in one moment.
     """
     longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempt, 30))
-    return random.uniform(longest / 2, longest)
+    return random.uniform(longest / 2, longest)  # noqa: S311 (no secret)
 
 
 def retry_after(value: str) -> float:

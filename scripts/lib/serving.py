@@ -70,11 +70,11 @@ def announce(server: Server, card: ModelCard, took: str) -> None:
     say(f"  management  {server.management.url}/models/densenet")
     say(f"  metrics     {server.metrics_url}/metrics")
     say(f"  logs        {server.folder}")
-    token = ""
+    header = ""
     if server.token:
         say(f"  tokens      {server.folder / TOKENS}")
-        token = " -H 'Authorization: Bearer <inference token>'"
-    say(f"try: curl{token} -T dog.jpg {server.url}/predictions/densenet")
+        header = " -H 'Authorization: Bearer <inference token>'"
+    say(f"try: curl{header} -T dog.jpg {server.url}/predictions/densenet")
 
 
 def stop_on_signals() -> None:

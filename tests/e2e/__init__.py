@@ -1,0 +1,1 @@
+"""The commands, and what is answered, against the real TorchServe."""

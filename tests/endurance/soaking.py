@@ -86,8 +86,10 @@ class Soak(Report):
         return {name: (at(first, name), at(last, name)) for name in sorted(names)}
 
     def memory(self) -> dict[str, tuple[float, float]]:
-        """Bytes in the first and in the last tenth, medians: RSS of each process, which doesn't depend on its
-        neighbours; PSS of all together, in which no page counts twice."""
+        """Bytes in the first and in the last tenth, medians.
+
+        RSS of each process, which doesn't depend on its neighbours; PSS of all together, in which no page counts twice.
+        """
         first, last = (median([sum(h.pss for h in by_name.values()) for by_name in end]) for end in self.ends(0.1))
         return {**self.levels("rss", 0.1, median), "all": (first, last)}
 

@@ -1,0 +1,1 @@
+"""Fast tests without a server: a module each for what it tests."""

@@ -131,7 +131,7 @@ def free_ports() -> int:
     """
     problem = CommandError("no port was tried")
     for _ in range(100):
-        port = random.randrange(20000, 32000, 5)
+        port = random.randrange(20000, 32000, 5)  # noqa: S311 (no secret)
         try:
             check_start(port, LOOPBACK, LOOPBACK)
             return port

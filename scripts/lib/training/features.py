@@ -196,7 +196,6 @@ def cached_features(
     Returns:
         (N, F) float32, in the order of ``pictures``.
     """
-
     frozen = FrozenNetwork(network)
 
     def compute(part: Sequence[Picture], progress: Progress) -> np.ndarray:

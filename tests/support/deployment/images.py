@@ -155,7 +155,7 @@ class Container:
         self.engine, self.id = engine, name
 
     def state(self) -> dict[str, Any]:
-        """``Status`` (``running``, ``exited``), ``ExitCode``, ``Pid`` …"""
+        """Docker's words for it: ``Status`` (``running``, ``exited``), ``ExitCode``, ``Pid`` and more."""
         (facts,) = json.loads(self.engine.podman("inspect", self.id).stdout)
         return dict(facts["State"])
 

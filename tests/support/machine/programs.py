@@ -1,4 +1,4 @@
-"""Programs of the machine that tests drive: nginx, Prometheus, Chromium, buildah …"""
+"""Programs of the machine that tests drive: nginx, Prometheus, Chromium, buildah and others."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Prometheus:
         return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
     def targets(self) -> list[dict[str, Any]]:
-        """What it scrapes: ``scrapeUrl``, ``labels`` …"""
+        """What it scrapes: ``scrapeUrl``, ``labels`` and more."""
         return list(self._get("targets", state="active")["activeTargets"])
 
     def _get(self, path: str, **params: str | float) -> Any:
