@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.lib.paths import BUNDLED
 from tests.support.documents import checkout
 from tests.support.servers.running import Running, serving
 
@@ -20,7 +21,7 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(model_store: Path) -> Iterator[Running]:
     """The bundled model behind two workers."""
-    with serving(model_store, "--workers", "2") as running:
+    with serving(model_store, "--workers", "2", weights=BUNDLED) as running:
         yield running
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
+from scripts.lib.archive import archive_path
 from scripts.lib.console import CommandError
 from scripts.lib.management import Management
 from scripts.lib.paths import BUNDLED, ROOT
@@ -68,10 +73,24 @@ class Running:
         return f"http://127.0.0.1:{self.port + 1}"
 
 
+@cache
+def bundled_archive() -> Path:
+    """The archive of the bundled model, built once: a server that is given it starts without importing PyTorch."""
+    store = Path(tempfile.mkdtemp(prefix="densenet-archive-"))
+    atexit.register(shutil.rmtree, store, ignore_errors=True)
+    built = command("build_archive.py", "--weights", str(BUNDLED), "--model-store", str(store))
+    assert built.returncode == 0, built.stderr
+    return archive_path(store)
+
+
 @contextmanager
-def serving(model_store: Path, *flags: str, weights: Path = BUNDLED, **environment: str) -> Iterator[Running]:
-    """A server started by ``serve.py --detach`` and stopped by ``stop.py``."""
+def serving(model_store: Path, *flags: str, weights: Path | None = None, **environment: str) -> Iterator[Running]:
+    """A server started by ``serve.py --detach`` and stopped by ``stop.py``; by default of the bundled model."""
     port = free_ports()
+    if weights is None:
+        weights = archive_path(model_store)
+        if not weights.exists():
+            shutil.copy(bundled_archive(), weights)
     started = command(
         *("serve.py", "--detach", "--weights", str(weights), "--port", str(port)),
         *("--model-store", str(model_store), *flags),
