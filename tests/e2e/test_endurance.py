@@ -8,20 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lib.paths import ROOT
 from tests.endurance.overloading import overload
 from tests.endurance.soaking import soak
 from tests.endurance.swapping import swap
-from tests.support.servers.running import Running, command, serving
-
-COMMANDS = sorted(path for path in (ROOT / "tests" / "endurance").glob("*.py") if path.stat().st_mode & 0o100)
-
-
-@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_command_says_what_it_does(path: Path) -> None:
-    result = command(f"../tests/endurance/{path.name}", "--help")
-    assert result.returncode == 0, result.stderr
-    assert f"python3 tests/endurance/{path.name}" in result.stdout
+from tests.support.servers.running import Running, serving
 
 
 def test_load_with_bad_input_loses_nothing(server: Running, tmp_path: Path) -> None:

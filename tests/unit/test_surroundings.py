@@ -44,7 +44,7 @@ def test_settings_go_and_the_way_to_packages_stays(tmp_path: Path, variable: dic
 
 
 def test_these_tests_have_it_so() -> None:
-    assert paths.CACHE == Path(os.environ["DENSENET_CACHE"])
+    assert Path(os.environ["DENSENET_CACHE"]) == paths.CACHE
     for path in (paths.CACHE, paths.RUN, paths.MODEL_STORE):
         assert path.parent == Path.home().parent
         assert not path.is_relative_to(ROOT)

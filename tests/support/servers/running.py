@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
+import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from unittest.mock import patch
+
+import pytest
 
 from scripts.lib.console import CommandError
 from scripts.lib.management import Management
@@ -42,6 +48,30 @@ def command_by(
         timeout=timeout,
         check=False,
     )
+
+
+def called(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``command`` in this process, a second sooner: for one that ends before it starts or changes anything.
+
+    Args:
+        script: in ``scripts``, or relative to it.
+        arguments: of the command.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with (
+        patch.dict(os.environ, DENSENET_NO_VENV="1"),
+        patch.multiple(sys, argv=[script, *arguments], path=[*sys.path]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    printed, complained = (stream.buffer.getvalue().decode() for stream in (out, err))
+    assert isinstance(ended.value.code, int)
+    return subprocess.CompletedProcess([script, *arguments], ended.value.code, printed, complained)
 
 
 @dataclass(frozen=True)
