@@ -26,8 +26,9 @@ from scripts.lib.archive import archive_path
 from scripts.lib.management import Management
 from scripts.lib.paths import ROOT, RUN
 from scripts.lib.server import find_server, held_workers, run_folder
+from tests.endurance import kill_workers
+from tests.endurance.command import options
 from tests.endurance.fuzzing import GOOD
-from tests.endurance.killing import kill_workers
 from tests.support.clients.load import load
 from tests.support.clients.wire import exchange
 from tests.support.hostile.http import bombs, request
@@ -53,7 +54,7 @@ TOO_LITTLE_BYTES = 500 * 10**6
 
 def test_killed_workers_lose_their_own_requests_alone(server: Running) -> None:
     """The long form is tests/endurance/kill_workers.py."""
-    kills = kill_workers(server, 2)
+    kills = kill_workers.judge(server, options(kill_workers.add_options, "--times", "2"))
     print(kills.text())
     assert not kills.broken(), kills.text()
 
