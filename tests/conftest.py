@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from tests.support.hostile.seeds import VARIABLE, fuzz_seed
+from tests.support.machine import surroundings
 
+FOLDER = surroundings.clean_surroundings()
 os.environ["OMP_NUM_THREADS"] = "1"  # several would only wait for each other
 torch.set_num_threads(1)
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so all that they start and interrupt.
@@ -45,6 +47,18 @@ def default_ports_taken() -> Iterator[None]:
                 taken.bind(("127.0.0.1", port))
                 taken.listen()
         yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis has the run's seed, too: without one it takes another at each run, and examples of runs before."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(fuzz_seed())
+
+
+def pytest_unconfigure() -> None:
+    """Remove this run's home and cache."""
+    surroundings.remove(FOLDER)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from pathlib import Path
-
 import pytest
 
-from tests.endurance.limiting import GIB, confined, press
-from tests.support.servers.front_door import front_door
-
-SIZE = 2 * GIB
+from tests.endurance import limits
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("through_front_door", [False, True], ids=["straight", "front-door"])
-def test_nothing_that_is_sent_meets_the_limit_of_a_container(tmp_path: Path, through_front_door: bool) -> None:
-    with ExitStack() as stack:
-        server, group = stack.enter_context(confined(SIZE, tmp_path, workers=1))
-        port = stack.enter_context(front_door(f"127.0.0.1:{server.port}")).port if through_front_door else None
-        report = press(server, group, SIZE, rounds=1, port=port)
+def test_nothing_that_is_sent_meets_the_limit_of_a_container(through_front_door: bool) -> None:
+    report = limits.judge(2, through_front_door, rounds=1)
     assert not report.broken(), report.text()
     assert {"200", "400", "503"} <= {status for _, status in report.answers} | (
         {"503"} if through_front_door else set()

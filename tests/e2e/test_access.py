@@ -21,7 +21,7 @@ from scripts.lib.server import TOKENS
 from tests.support.machine.ports import free_ports
 from tests.support.machine.programs import program
 from tests.support.pictures.golden import CHELSEA
-from tests.support.servers.running import Running, command, serving
+from tests.support.servers.running import Running, called, command, serving
 
 TIMEOUT_S = 60
 NAMES = ("inference", "management", "metrics", "gRPC inference", "gRPC management")
@@ -183,12 +183,12 @@ def test_tokens_are_rotated(opened: Running) -> None:
 
 def test_there_are_no_tokens_to_rotate(server: Running) -> None:
     port = str(server.port)
-    done = command("rotate_tokens.py", "--port", port)
+    done = called("rotate_tokens.py", "--port", port)
     assert done.stderr == (
         f"error: the server on port {port} asks for no tokens; serve.py --token starts one that does\n"
     )
     port = str(free_ports())
-    done = command("rotate_tokens.py", "--port", port)
+    done = called("rotate_tokens.py", "--port", port)
     assert done.stderr == f"error: no server of this project runs on port {port}; serve.py --token starts one\n"
     assert done.returncode == 1
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from tests.support.pictures.golden import PACKAGED
-from tests.support.servers.running import command
+from tests.support.servers.running import called, command
 
 
 def test_the_benchmark_compares_with_stock_torchserve(tmp_path: Path) -> None:
@@ -35,6 +35,6 @@ def test_the_benchmark_compares_with_stock_torchserve(tmp_path: Path) -> None:
 
 
 def test_the_benchmark_says_what_it_can_not_send(tmp_path: Path) -> None:
-    result = command("benchmark.py", "--weights", "bundled", "--picture", str(tmp_path / "missing.jpg"))
+    result = called("benchmark.py", "--weights", "bundled", "--picture", str(tmp_path / "missing.jpg"))
     assert result.returncode == 1
     assert "missing.jpg: No such file or directory; give the path of a picture" in result.stderr

@@ -1,4 +1,4 @@
-"""Each row of the HTTP contract (design §4), against the real server with the bundled model."""
+"""Each row of the HTTP contract (docs/http.md), against the real server with the bundled model."""
 
 from __future__ import annotations
 

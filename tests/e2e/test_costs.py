@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED
-from tests.support.servers.running import command
+from tests.support.servers.running import called, command
 
 PLOTS = ("architectures", "batch", "picture-size", "workers", "concurrency")
 LOADS = ("throughput", "p50_ms", "p95_ms", "p99_ms", "cpu_ms")
@@ -40,7 +40,7 @@ def test_every_curve_is_measured(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "p.jpg").write_bytes(b"nothing")
-    result = command("measure_costs.py", "--picture", str(tmp_path / "p.jpg"), "--out", str(tmp_path / "out"))
+    result = called("measure_costs.py", "--picture", str(tmp_path / "p.jpg"), "--out", str(tmp_path / "out"))
     assert result.returncode == 1
     assert "p.jpg: received 7 bytes that are no picture" in result.stderr
     assert not (tmp_path / "out").exists()

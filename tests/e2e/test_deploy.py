@@ -22,7 +22,7 @@ from scripts.lib.paths import BUNDLED
 from tests.support.clients.load import PICTURE, load
 from tests.support.machine.ports import free_ports
 from tests.support.pictures.golden import CHELSEA
-from tests.support.servers.running import Running, command, serving
+from tests.support.servers.running import Running, called, command, serving
 from tests.support.servers.versions import NEW_LABEL, write_golden, write_new_version
 
 
@@ -181,13 +181,13 @@ def test_what_cannot_be_deployed_is_said(served: Running, store: Path, label: st
         ("--rollback",): "version 2.0 was removed; 1.0 stays the default",
     }
     for arguments, message in wrong.items():
-        result = command("deploy.py", *arguments, "--port", str(served.port))
+        result = called("deploy.py", *arguments, "--port", str(served.port))
         assert result.returncode == 1
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
         assert versions(served) == ["1.0"]
-    assert command("deploy.py", str(other), "--port", str(served.port)).returncode == 2
-    assert command("deploy.py", "--port", str(served.port)).returncode == 2
+    assert called("deploy.py", str(other), "--port", str(served.port)).returncode == 2
+    assert called("deploy.py", "--port", str(served.port)).returncode == 2
 
 
 TRAP = "import pathlib\npathlib.Path({!r}).write_text('executed')\n"
@@ -243,7 +243,7 @@ def test_an_archive_that_was_swapped_is_not_served(store: Path, tmp_path: Path) 
     content = bytearray(built.read_bytes())
     content[len(content) // 2] ^= 1
     swapped.write_bytes(content)
-    result = command("serve.py", "--detach", "--weights", str(swapped), "--port", str(free_ports()))
+    result = called("serve.py", "--detach", "--weights", str(swapped), "--port", str(free_ports()))
     assert result.returncode == 1
     assert f"error: {swapped} wasn't built here: its SHA-256 is {sha256_of(swapped)}; " in result.stderr
 
@@ -259,7 +259,7 @@ def test_an_archive_that_was_swapped_is_not_served(store: Path, tmp_path: Path) 
 
 
 def test_a_folder_has_no_hash_of_an_archive() -> None:
-    result = command("serve.py", "--weights", "bundled", "--sha256", "0" * 64, "--port", str(free_ports()))
+    result = called("serve.py", "--weights", "bundled", "--sha256", "0" * 64, "--port", str(free_ports()))
     assert result.returncode == 1
     assert result.stderr == ("error: --sha256 is of a finished archive, and --weights bundled is none; leave it out\n")
 

@@ -1,61 +1,54 @@
-"""The short forms of tests/endurance: what holds on any machine is judged, speed and sizes are not."""
+"""The short forms of tests/endurance: what holds on any machine is judged, speed and sizes are not.
+
+Those of fuzz.py, kill_workers.py and limits.py are in test_hostile.py, test_faults.py, deployment/test_limits.py.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import importlib.util
 from pathlib import Path
 
 import pytest
 
-from scripts.lib.paths import ROOT
-from tests.endurance.overloading import overload
-from tests.endurance.soaking import soak
-from tests.endurance.swapping import swap
-from tests.support.servers.running import Running, command, serving
-
-COMMANDS = sorted(path for path in (ROOT / "tests" / "endurance").glob("*.py") if path.stat().st_mode & 0o100)
+from tests.endurance import overload, soak
+from tests.endurance.command import options
+from tests.support.servers.running import Running, command
 
 
-@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_command_says_what_it_does(path: Path) -> None:
-    result = command(f"../tests/endurance/{path.name}", "--help")
-    assert result.returncode == 0, result.stderr
-    assert f"python3 tests/endurance/{path.name}" in result.stdout
-
-
-def test_load_with_bad_input_loses_nothing(server: Running, tmp_path: Path) -> None:
+def test_load_with_bad_input_loses_nothing(server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the capacity: this machine may do something else as well."""
-    told: list[str] = []
-    report = soak(server, 2, seconds=30, share=0.5, bad=0.05, tell=told.append)
+    monkeypatch.setattr(soak, "SHARE", 0.5)
+    samples = tmp_path / "samples.csv"
+    report = soak.judge(server, options(soak.add_options, "--minutes", "0.5", "--csv", str(samples)))
     print(report.text())
     assert not report.broken(), report.text()
     assert report.good["served"] > 100
     assert report.bad.answers["400"]
-    report.write(tmp_path / "samples.csv")
-    with (tmp_path / "samples.csv").open(encoding="utf-8") as file:
+    with samples.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["process"].split()[0] for row in rows} == {"java", "worker", "decoder"}
     assert all(float(row["pss"]) <= float(row["rss"]) and int(row["files"]) >= 3 for row in rows)
 
 
 def test_overload_is_refused(server: Running) -> None:
-    report = overload(server, 2, factor=4, seconds=10)
+    report = overload.judge(server, options(overload.add_options, "--seconds", "10"))
     print(report.text())
     assert not report.broken(), report.text()
 
 
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Running]:
-    """A server with one worker, whose versions may change."""
-    with serving(tmp_path, "--workers", "1") as running:
-        yield running
+def test_swaps_and_scalings_lose_no_request() -> None:
+    """As a command: with a server of its own, figures, an exit code."""
+    done = command("../tests/endurance/swaps.py", "--swaps", "2", "--scalings", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for what in ("deploy", "roll back", "remove", "scale up", "scale down"):
+        assert f"2 × {what}: " in done.stdout
+    assert done.stdout.endswith("\n0 promises broken\n")
 
 
-def test_swaps_and_scalings_lose_no_request(alone: Running) -> None:
-    report = swap(alone, swaps=2, scalings=2)
-    print(report.text())
-    assert not report.broken(), report.text()
-    assert {what: len(took) for what, took in report.seconds.items()} == dict.fromkeys(
-        ("deploy", "roll back", "remove", "scale up", "scale down"), 2
-    )
+@pytest.mark.skipif(not importlib.util.find_spec("atheris"), reason="atheris has no wheel for this system or Python")
+def test_the_parser_is_fuzzed(tmp_path: Path) -> None:
+    done = command("../tests/endurance/fuzz_coverage.py", "--inputs", "300", "--corpus", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Done 300 runs" in done.stderr
+    assert len(list(tmp_path.glob("sample-*"))) > 20

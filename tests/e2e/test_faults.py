@@ -24,10 +24,11 @@ from PIL import ExifTags, Image
 
 from scripts.lib.archive import archive_path
 from scripts.lib.management import Management
-from scripts.lib.paths import ROOT
+from scripts.lib.paths import ROOT, RUN
 from scripts.lib.server import find_server, held_workers, run_folder
+from tests.endurance import kill_workers
+from tests.endurance.command import options
 from tests.endurance.fuzzing import GOOD
-from tests.endurance.killing import kill_workers
 from tests.support.clients.load import load
 from tests.support.clients.wire import exchange
 from tests.support.hostile.http import bombs, request
@@ -53,7 +54,7 @@ TOO_LITTLE_BYTES = 500 * 10**6
 
 def test_killed_workers_lose_their_own_requests_alone(server: Running) -> None:
     """The long form is tests/endurance/kill_workers.py."""
-    kills = kill_workers(server, 2)
+    kills = kill_workers.judge(server, options(kill_workers.add_options, "--times", "2"))
     print(kills.text())
     assert not kills.broken(), kills.text()
 
@@ -177,10 +178,10 @@ def test_read_only_model_store_serves_what_is_there_and_refuses_to_build(model_s
 
 
 def test_server_whose_folder_is_read_only_says_so(model_store: Path) -> None:
-    (ROOT / ".run").mkdir(exist_ok=True)
+    RUN.mkdir(exist_ok=True)
     port = str(free_ports())
     result = in_mounts(
-        read_only(ROOT / ".run"), "serve.py", "--weights", "bundled", "--port", port, "--model-store", str(model_store)
+        read_only(RUN), "serve.py", "--weights", "bundled", "--port", port, "--model-store", str(model_store)
     )
     assert result.returncode == 1
     assert re.search(r"^error: can't write .*: Read-only file system; ", result.stderr, re.MULTILINE)
@@ -188,18 +189,18 @@ def test_server_whose_folder_is_read_only_says_so(model_store: Path) -> None:
 
 def test_full_disk_for_the_logs_changes_no_answer(model_store: Path) -> None:
     """What can't be written is lost; pictures get their labels all the same."""
-    run, port = ROOT / ".run", str(free_ports())
-    run.mkdir(exist_ok=True)
+    port = str(free_ports())
+    RUN.mkdir(exist_ok=True)
     python = shlex.quote(sys.executable)
     serve = (
         f"{python} scripts/serve.py --detach --weights bundled --workers 1 --port {port} --model-store {model_store}"
     )
     mounts = f"""
-        mount -t tmpfs -o size=4m tmpfs {run}
+        mount -t tmpfs -o size=4m tmpfs {RUN}
         {serve} >&2
         trap '{python} scripts/stop.py --port {port} >&2' EXIT
-        head -c 8m /dev/zero > {run}/filler || true
-        test "$(df --output=avail {run} | tail -1)" -eq 0
+        head -c 8m /dev/zero > {RUN}/filler || true
+        test "$(df --output=avail {RUN} | tail -1)" -eq 0
     """
     result = in_mounts(mounts, "predict.py", *[str(CHELSEA)] * 20, "--port", port)
     assert result.returncode == 0, result.stderr

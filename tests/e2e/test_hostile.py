@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from scripts.lib.server import LOG, find_server
-from tests.endurance.fuzzing import GOOD, Hostile, fuzz
+from tests.endurance import fuzz
+from tests.endurance.command import options
+from tests.endurance.fuzzing import GOOD, Hostile
 from tests.support.clients.wire import exchange
 from tests.support.hostile import http as hostile
 from tests.support.hostile.http import FORM, MULTIPART, form_of, inputs, request
-from tests.support.hostile.seeds import fuzz_seed
 from tests.support.machine.processes import server_processes
 from tests.support.pictures.golden import CHELSEA
 from tests.support.servers.running import Running, serving
@@ -22,8 +23,10 @@ TOO_MANY_FIELDS = b"received a form of more than 128 fields; send the picture as
 UNREADABLE = b"received a form that can't be parsed; send the picture as the body with its content type"
 
 
-def test_hostile_requests_get_2xx_or_4xx_and_harm_nobody(server: Running) -> None:
-    report = fuzz(server, 1000, seed=fuzz_seed(), heavy=True, over_grpc=200)
+def test_hostile_requests_get_2xx_or_4xx_and_harm_nobody(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "ALONE", 30)
+    monkeypatch.setattr(fuzz, "REST_S", 0)
+    report = fuzz.judge(server, options(fuzz.add_options, "--inputs", "1000", "--grpc", "200", "--clients", "1"))
     print(report.text())
     assert not report.broken(), report.text()
     assert {"200", "400"} <= set(report.hostile.answers)

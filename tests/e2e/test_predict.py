@@ -18,7 +18,7 @@ import pytest
 from scripts.lib.paths import ROOT
 from tests.support.machine.waiting import wait_until
 from tests.support.pictures.golden import CHELSEA, PACKAGED
-from tests.support.servers.running import Running, command, serving
+from tests.support.servers.running import Running, called, command, serving
 
 PICTURES = 300
 
@@ -161,6 +161,6 @@ def test_pictures_from_everywhere_in_every_form(server: Running, tmp_path: Path)
     ids=["resume-without-file", "two-formats", "topk", "port", "nothing", "url", "pattern"],
 )
 def test_wrong_use(arguments: list[str], code: int, message: str) -> None:
-    result = command("predict.py", *arguments)
+    result = called("predict.py", *arguments)
     assert result.returncode == code
     assert message in result.stderr

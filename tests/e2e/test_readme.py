@@ -12,7 +12,6 @@ import pytest
 from scripts.lib.paths import ROOT
 from tests.support.documents import BLOCK, check, steps
 from tests.support.pictures.golden import DOG
-from tests.support.servers.running import command
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = [(match["why"], steps(match["text"])) for match in BLOCK.finditer(README)]
@@ -40,13 +39,3 @@ def test_every_link_in_the_documents_leads_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
-
-
-def test_every_command_has_help() -> None:
-    scripts = sorted(p.name for p in (ROOT / "scripts").glob("*.py") if p.name != "__init__.py")
-    assert len(scripts) >= 11
-    for script in scripts:
-        result = command(script, "--help")
-        assert result.returncode == 0
-        assert result.stdout.startswith(f"usage: {script}")
-        assert command(script, "--no-such-flag").returncode == 2

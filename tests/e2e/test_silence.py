@@ -53,7 +53,7 @@ class Alone:
     def command(self, *arguments: str, **environment: str) -> str:
         """What Python prints there, ``command("scripts/serve.py", "--detach")``; it must succeed."""
         ip = program("ip", package="iproute2")
-        own = {name: value for name, value in os.environ.items() if name not in (*CI, "XDG_CACHE_HOME")}
+        own = {name: value for name, value in os.environ.items() if name not in (*CI, "DENSENET_CACHE", "MPLCONFIGDIR")}
         done = subprocess.run(
             [ip, "netns", "exec", self.name, sys.executable, *arguments],
             cwd=ROOT,

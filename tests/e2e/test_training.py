@@ -14,7 +14,7 @@ import requests
 from tests.support.clients.browser import chromium
 from tests.support.pictures.golden import PACKAGED
 from tests.support.pictures.scenes import write_scenes
-from tests.support.servers.running import command, serving
+from tests.support.servers.running import called, command, serving
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def test_train_evaluate_serve(trained: Trained, tmp_path: Path) -> None:
 
 
 def test_a_training_is_not_overwritten(trained: Trained) -> None:
-    again = command("train.py", str(trained.scenes), "--out", str(trained.out))
+    again = called("train.py", str(trained.scenes), "--out", str(trained.out))
     assert again.returncode == 1
     assert again.stderr == (
         f"error: {trained.out} holds a training already; continue it with --resume, or choose another --out\n"

@@ -43,10 +43,7 @@ def run_on_server(
 
     def build_parser() -> argparse.ArgumentParser:
         parser = new_parser(inspect.getfile(judge), inspect.getdoc(inspect.getmodule(judge)))
-        add_options(parser)
-        parser.add_argument(
-            "--workers", type=positive, default=workers, metavar="N", help=f"of the server (default {workers})"
-        )
+        _add_all(parser, add_options, workers)
         return parser
 
     def main(args: argparse.Namespace) -> int:
@@ -67,3 +64,19 @@ def run_on_server(
         return 1 if report.broken() or report.slow() else 0
 
     run(build_parser, main, development=True)
+
+
+def options(add_options: Callable[[argparse.ArgumentParser], object], *arguments: str) -> argparse.Namespace:
+    """What a ``judge`` reads, as a command line gives it: for the short form, on a server that runs already."""
+    parser = argparse.ArgumentParser()
+    _add_all(parser, add_options, workers=2)
+    return parser.parse_args(arguments)
+
+
+def _add_all(
+    parser: argparse.ArgumentParser, add_options: Callable[[argparse.ArgumentParser], object], workers: int
+) -> None:
+    add_options(parser)
+    parser.add_argument(
+        "--workers", type=positive, default=workers, metavar="N", help=f"of the server (default {workers})"
+    )

@@ -10,12 +10,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from scripts.lib.environment import run
 from scripts.lib.options import positive
 from tests.endurance.command import new_parser
+
+if TYPE_CHECKING:
+    from tests.endurance.limiting import Pressure
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,23 +31,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(args: argparse.Namespace) -> int:
-    """Judge each size, straight and through nginx."""
+def judge(gib: float, through: bool, rounds: int) -> Pressure:
+    """Press a server in a group of ``gib`` GiB, ``through`` nginx or straight."""
     import tempfile
     from contextlib import ExitStack
 
     from tests.endurance.limiting import GIB, confined, press
     from tests.support.servers.front_door import front_door
 
+    with ExitStack() as stack:
+        store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="densenet-endurance-")))
+        size = int(gib * GIB)
+        server, group = stack.enter_context(confined(size, store, workers=2 if gib >= 3 else 1))
+        port = stack.enter_context(front_door(f"127.0.0.1:{server.port}")).port if through else None
+        return press(server, group, size, rounds, port)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Judge each size, straight and through nginx."""
     failed = False
     for gib in args.sizes:
         for through in (False, True):
-            with ExitStack() as stack:
-                store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="densenet-endurance-")))
-                size = int(gib * GIB)
-                server, group = stack.enter_context(confined(size, store, workers=2 if gib >= 3 else 1))
-                port = stack.enter_context(front_door(f"127.0.0.1:{server.port}")).port if through else None
-                report = press(server, group, size, args.rounds, port)
+            report = judge(gib, through, args.rounds)
             print(f"{'through nginx' if through else 'straight'}, {report.text()}", flush=True)
             failed |= bool(report.broken())
     return int(failed)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from scripts.lib.options import positive
 from tests.endurance.command import run_on_server
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ BAD = 0.05
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What ``judge`` reads."""
     add = parser.add_argument
-    add("--minutes", type=positive, default=30, metavar="N", help="how long (default 30)")
+    add("--minutes", type=float, default=30, metavar="N", help="how long (default 30)")
     add("--csv", type=Path, metavar="FILE", help="where the samples of memory, files and threads go")
 
 

@@ -454,7 +454,6 @@ def test_measure_takes_every_figure() -> None:
     assert not fake.running
     assert 0 < sample["c1_p50"] <= sample["c1_p95"] <= sample["c1_p99"]
     assert sample["c2_throughput"] > 0
-    assert sample["c2_cpu"] >= 0
     assert sample["r1000_answered"] == 1
 
 

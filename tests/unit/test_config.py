@@ -1,4 +1,4 @@
-"""Every setting is known to who reads it, has a comment, and says what the design says."""
+"""Every setting is known to who reads it, has a comment, and says what the documents say."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_every_key_has_a_comment(name: str) -> None:
         previous = "#" if line.lstrip().startswith("#") else (key[1] if key else "")
 
 
-def test_everything_listens_on_loopback_on_the_ports_of_the_design() -> None:
+def test_everything_listens_on_loopback_on_the_ports_of_the_documents() -> None:
     properties = read_properties(PROPERTIES)
     assert {k: v for k, v in properties.items() if k.endswith(("_address", "_port"))} == {
         "inference_address": "http://127.0.0.1:5000",

@@ -169,7 +169,7 @@ def test_repetitions_are_interleaved() -> None:
     called: list[str] = []
     times = costs.interleaved("x", {name: partial(called.append, name) for name in "ab"}, 0.0, 2)
     assert "".join(called) == "aaabbb" * 2  # an unmeasured call and two measured ones, in turn
-    assert all(times[name].low >= 0 for name in "ab")
+    assert set(times) == {"a", "b"}
 
 
 # ---- the server --------------------------------------------------------------------------------
@@ -229,8 +229,8 @@ def test_a_stretch_of_load() -> None:
     assert load.latencies
     assert all(0.002 <= took < 5 for took in load.latencies)
     assert load.refused == 0
-    assert load.server_cpu >= 0
     assert load.client_cpu > 0
+    assert load.server_cpu == pytest.approx(load.client_cpu, abs=0.05)  # in steps of 10 ms
 
 
 def test_refusals_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

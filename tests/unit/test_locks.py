@@ -87,7 +87,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "requirements-int8.txt").write_text("nvidia-other==1.0\ntorch==1.0\n")
     (tmp_path / "requirements.txt").write_text("torch==1.0\nserver==1.0\n")
     (tmp_path / "requirements-dev.txt").write_text("-r requirements.txt\ntester==1.0\n")
-    monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.setenv("UV_FIND_LINKS", str(wheels))
     monkeypatch.setenv("UV_NO_CACHE", "1")
     monkeypatch.setattr(lock, "ROOT", tmp_path)

@@ -26,6 +26,7 @@ BASE = re.findall(r"^ARG BASE=(\S+)", (ROOT / "Dockerfile").read_text(encoding="
 """The image that the Dockerfile starts from."""
 IMAGE = "localhost/densenet:latest"
 DEBIAN = "http://deb.debian.org/debian"
+"""What Debian itself names where nothing else is set."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 BUILD_TIMEOUT_S = 1500
 COMMAND_TIMEOUT_S = 300
@@ -78,7 +79,9 @@ class Engine:
         """What the Dockerfile starts from: the content of Debian's slim image, from Debian's archive."""
         root = self.folder / "rootfs"
         debootstrap = program("debootstrap", package="debootstrap")
-        self._call([debootstrap, "--variant=minbase", "bookworm", str(root), DEBIAN], BUILD_TIMEOUT_S, check=True)
+        self._call(
+            [debootstrap, "--variant=minbase", "bookworm", str(root), debian_mirror()], BUILD_TIMEOUT_S, check=True
+        )
         container = self.buildah("from", "scratch")
         self.buildah("add", "--quiet", container, str(root), "/")
         self.buildah("commit", "--quiet", "--rm", container, f"docker.io/library/{BASE}")
@@ -194,6 +197,15 @@ class Container:
         """Wait until it has ended; its exit code."""
         wait_until(lambda: self.state()["Status"] != "running", timeout, self.logs)
         return int(self.state()["ExitCode"])
+
+
+def debian_mirror() -> str:
+    """The mirror of Debian in this machine's settings of apt, which apt itself reads; without one Debian's default."""
+    apt = shutil.which("apt-get")
+    command = [apt or "apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout if apt else ""
+    found = re.search(r"^((?:https?|file):\S+/debian)/?$", listed, re.MULTILINE)
+    return found[1] if found else DEBIAN
 
 
 def pip_settings(environment: Mapping[str, str] = os.environ) -> configparser.ConfigParser:

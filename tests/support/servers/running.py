@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import atexit
+import io
 import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from unittest.mock import patch
 
+import pytest
+
+from scripts.lib import paths
 from scripts.lib.archive import archive_path
 from scripts.lib.console import CommandError
 from scripts.lib.management import Management
@@ -49,6 +54,30 @@ def command_by(
     )
 
 
+def called(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``command`` in this process, a second sooner: for one that ends before it starts or changes anything.
+
+    Args:
+        script: in ``scripts``, or relative to it.
+        arguments: of the command.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with (
+        patch.dict(os.environ, DENSENET_NO_VENV="1"),
+        patch.multiple(sys, argv=[script, *arguments], path=[*sys.path]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    printed, complained = (stream.buffer.getvalue().decode() for stream in (out, err))
+    assert isinstance(ended.value.code, int)
+    return subprocess.CompletedProcess([script, *arguments], ended.value.code, printed, complained)
+
+
 @dataclass(frozen=True)
 class Running:
     """A server under test."""
@@ -75,12 +104,10 @@ class Running:
 
 @cache
 def bundled_archive() -> Path:
-    """The archive of the bundled model, built once: a server that is given it starts without importing PyTorch."""
-    store = Path(tempfile.mkdtemp(prefix="densenet-archive-"))
-    atexit.register(shutil.rmtree, store, ignore_errors=True)
-    built = command("build_archive.py", "--weights", str(BUNDLED), "--model-store", str(store))
+    """The archive of the bundled model: a server that is given it starts without importing PyTorch."""
+    built = command("build_archive.py", "--weights", str(BUNDLED))
     assert built.returncode == 0, built.stderr
-    return archive_path(store)
+    return archive_path(paths.MODEL_STORE)
 
 
 @contextmanager

@@ -1,0 +1,61 @@
+"""What a test finds around it: neither settings nor caches of the person who tests, nor traces of runs before."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import MutableMapping
+from pathlib import Path
+
+SETTINGS = re.compile(
+    r"DENSENET_(?!FUZZ_SEED$).*|BENCHMARK_.*|TS_.*|(LOG|METRICS)_LOCATION|UV_.*|XDG_(CACHE|CONFIG|DATA|STATE)_HOME"
+    r"|JAVA_HOME|CLASSPATH|_?JAVA_(TOOL_)?OPTIONS|JDK_JAVA_OPTIONS|TORCH_HOME|MPL.*"
+    r"|PYTHON(PATH|HOME|WARNINGS|OPTIMIZE|UTF8|IOENCODING|STARTUP|_COLORS)|COLUMNS|LINES"
+    r"|(NO|FORCE)_COLOR|CLICOLOR.*|PAGER|BASH_ENV|ENV|CDPATH|(DOCKER|CONTAINER)_HOST"
+)
+"""Variables that change what this project, or a program that its tests start, does."""
+PIP_CONFIG = (".config/pip/pip.conf", ".pip/pip.conf", "Library/Application Support/pip/pip.conf")
+"""Where pip looks in a home."""
+NO_PROXY = "127.0.0.1,localhost,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+"""This machine, its containers and its networks for tests."""
+
+
+def clean(environment: MutableMapping[str, str], folder: Path) -> None:
+    """Remove settings from an environment, and give it a home, a cache and folders of servers in ``folder``.
+
+    The way to packages stays: proxies, certificates, pip's settings.
+    """
+    home = Path(environment.get("HOME") or Path.home())
+    config = Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "pip" / "pip.conf"
+    for name in [name for name in environment if SETTINGS.fullmatch(name)]:
+        del environment[name]
+    for path in (config, *(home / name for name in PIP_CONFIG)):
+        if path.is_file():
+            environment.setdefault("PIP_CONFIG_FILE", str(path))
+    for name in ("NO_PROXY", "no_proxy"):
+        environment[name] = ",".join(filter(None, [environment.get(name), NO_PROXY]))
+    for name in ("home", "cache"):
+        (folder / name).mkdir()
+    environment["HOME"] = str(folder / "home")
+    environment["DENSENET_CACHE"] = str(folder / "cache")
+    environment["MPLCONFIGDIR"] = str(folder / "cache" / "matplotlib")  # as the commands have it: one list of fonts
+    environment["DENSENET_RUN"] = str(folder / "run")
+    environment["DENSENET_MODEL_STORE"] = str(folder / "model_store")
+
+
+def clean_surroundings() -> Path | None:
+    """Clean this process' environment; the folder to remove at its end. A process of pytest-xdist has it clean."""
+    os.umask(0o022)  # what tests write is read by others, as nginx's workers
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="densenet-tests-"))
+    clean(os.environ, folder)
+    return folder
+
+
+def remove(folder: Path | None) -> None:
+    """Remove what a run has left there."""
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
