@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -45,16 +46,22 @@ def passes(everything: bool, jobs: int, arguments: list[str]) -> list[list[str]]
     """
     if any(".py" in argument for argument in arguments):
         return [arguments]
-    arguments = arguments or ["tests", "--durations=15"]
+    folders = [argument for argument in arguments if (ROOT / argument).is_dir()] or ["tests"]
+    options = [argument for argument in arguments if argument not in folders] or ["--durations=15"]
     tier = "" if everything else "not slow and "
-    beside = ["-m", f"{tier}not alone", "-n", str(jobs), "--dist", "loadgroup", "--no-loadscope-reorder"]
-    alone = ["-m", f"{tier}alone"]
-    if not everything:
-        return [[*arguments, *beside], [*arguments, *alone]]
-    return [
-        [*arguments, *beside, "--cov", "--cov-fail-under=0", "--cov-report="],
-        [*arguments, *alone, "--cov", "--cov-append", "--cov-report=term-missing:skip-covered"],
-    ]
+    alone = [*_with_alone(folders), *options, "-m", f"{tier}alone"]
+    beside = [*folders, *options, "-m", f"{tier}not alone"]
+    beside += ["-n", str(jobs), "--dist", "loadgroup", "--no-loadscope-reorder"]
+    if everything:
+        beside += ["--cov", "--cov-fail-under=0", "--cov-report="]
+        alone += ["--cov", "--cov-append", "--cov-report=term-missing:skip-covered"]
+    return [beside, alone] if _with_alone(folders) else [beside]
+
+
+def _with_alone(folders: Sequence[str]) -> list[str]:
+    """The files that have a test of that mark: importing the others once more takes ten seconds."""
+    files = sorted(file for folder in folders for file in (ROOT / folder).rglob("test_*.py"))
+    return [str(file.relative_to(ROOT)) for file in files if "mark.alone" in file.read_text(encoding="utf-8")]
 
 
 def main(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,15 @@ def _quiet_metrics() -> Iterator[None]:
     """What is counted is reported when a test says so, not in between by itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(handler.metrics, "REPORT_SECONDS", 1e6)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A temporary folder of this process' own, as each server has one: locks in it are for one server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
+        patch.setattr(tempfile, "tempdir", None)
         yield
 
 

@@ -1,4 +1,4 @@
-"""The words of the fuzzing are those of the code: tests/support/hostile/vocabulary.py lacks none that the server reads."""
+"""The words of the fuzzing are those of the code: the vocabulary lacks none that the server reads."""
 
 from __future__ import annotations
 
