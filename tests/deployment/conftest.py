@@ -12,11 +12,16 @@ import pytest
 
 from tests.support.deployment.images import Engine
 
+FOLDER = Path(__file__).parent
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test that needs the image waits for its build."""
+    """What needs a server here is slow; the first test that needs the image waits for its build."""
     for item in items:
-        if "image" in getattr(item, "fixturenames", ()):
+        fixtures = set(getattr(item, "fixturenames", ())) if item.path.parent == FOLDER else set()
+        if fixtures & {"image", "server", "hosts"}:
+            item.add_marker(pytest.mark.slow)
+        if "image" in fixtures:
             item.add_marker(pytest.mark.timeout(1800))
 
 

@@ -371,6 +371,7 @@ def test_what_is_no_http_is_refused(door: FrontDoor) -> None:
         assert answer.startswith('400 {"code": 400, "type": "InvalidRequest", "message": "received a request that isn')
 
 
+@pytest.mark.slow
 def test_a_client_writes_no_escape_and_no_line_into_the_logs() -> None:
     """No host answers: whatever passes becomes an error, which nginx logs with path, host and referrer as they came."""
     requests_with = {
@@ -658,6 +659,7 @@ def test_what_a_worker_died_of_is_sent_to_no_other_host(hosts: list[Server]) -> 
             wait_until(died, TIMEOUT_S)
 
 
+@pytest.mark.slow
 def test_no_host_at_all_is_503_at_once() -> None:
     with front_door(f"127.0.0.2:{free_ports()}", f"127.0.0.3:{free_ports()}") as door:
         answer = requests.put(door.predictions, data=PICTURE, timeout=TIMEOUT_S)
@@ -772,6 +774,7 @@ def test_run_me_is_the_same_on_windows() -> None:
     assert arguments.format("%PICTURE%", "%DENSENET_URL%") in batch
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DOG.is_file(), reason="the guide's picture isn't in ../shared")
 def test_the_guide_does_what_it_says(store: Path, tmp_path: Path) -> None:
     """Its commands, in order, on free ports and without the internet."""

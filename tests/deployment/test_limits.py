@@ -7,6 +7,7 @@ import pytest
 from tests.endurance import limits
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("through_front_door", [False, True], ids=["straight", "front-door"])
 def test_nothing_that_is_sent_meets_the_limit_of_a_container(through_front_door: bool) -> None:

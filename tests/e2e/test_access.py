@@ -31,6 +31,8 @@ ROUTES = {
 }
 PROBE = """
 import json, sys, urllib.request, urllib.error
+
+pytestmark = pytest.mark.slow
 answers = {}
 for name, url in json.loads(sys.argv[1]).items():
     try:

@@ -24,6 +24,8 @@ from tests.support.machine.waiting import repeating, wait_until
 from tests.support.servers.running import COMMAND_TIMEOUT_S, command
 from tests.support.servers.worker import write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 60
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.support.pictures.golden import PACKAGED
 from tests.support.servers.running import called, command
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_benchmark_compares_with_stock_torchserve(tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ LARGE_REQUESTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "workers"), [(3 * GIB, 2), (3 * GIB // 2, 1)], ids=["3-GiB", "1.5-GiB"])
 def test_large_bodies_do_not_fill_the_memory(tmp_path: Path, size: int, workers: int) -> None:
     """40 of them, with the workers busy and without: Java, which may take a quarter of the group, ended itself."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from scripts.lib.model_folder import read_model_folder
 from scripts.lib.paths import BUNDLED
 from tests.support.servers.running import called, command
+
+pytestmark = pytest.mark.slow
 
 PLOTS = ("architectures", "batch", "picture-size", "workers", "concurrency")
 LOADS = ("throughput", "p50_ms", "p95_ms", "p99_ms", "cpu_ms")

@@ -25,6 +25,8 @@ from tests.support.pictures.golden import CHELSEA
 from tests.support.servers.running import Running, called, command, serving
 from tests.support.servers.versions import NEW_LABEL, write_golden, write_new_version
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,6 +15,8 @@ from tests.endurance import overload, soak
 from tests.endurance.command import options
 from tests.support.servers.running import Running, command
 
+pytestmark = pytest.mark.slow
+
 
 def test_load_with_bad_input_loses_nothing(server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the capacity: this machine may do something else as well."""

@@ -42,6 +42,8 @@ from tests.support.pictures.scenes import write_scenes
 from tests.support.servers.running import Running, command, command_by, in_foreground, serving, wait_for_ready
 from tests.support.servers.versions import NEW_LABEL, write_golden, write_new_version
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 300
 PICTURE = CHELSEA.read_bytes()
 SPARE_BYTES = 200 * 10**6

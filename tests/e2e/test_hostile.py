@@ -69,6 +69,7 @@ LOOK_FOR_LEAKS = "-Dio.netty.leakDetection.level=paranoid -Xmn8m"
 """Netty logs each of its buffers that Java's collector, which runs every 8 MB here, finds unreleased."""
 
 
+@pytest.mark.slow
 def test_no_request_leaves_a_buffer_behind(model_store: Path) -> None:
     """Each picture sent as a form once stayed in memory for ever, and each form that can't be parsed."""
     picture = request(form_of(CHELSEA.read_bytes()), MULTIPART)

@@ -78,6 +78,7 @@ def test_the_name_of_a_model_forges_no_record(server: Running) -> None:
     assert all(RECORD.fullmatch(line) for line in said), said
 
 
+@pytest.mark.slow
 def test_every_log_is_bounded(model_store: Path) -> None:
     with serving(model_store, "--workers", "1", DENSENET_LOG_SIZE="2 KB") as running:
         folder = RUN / str(running.port)
@@ -96,6 +97,7 @@ def test_every_log_is_bounded(model_store: Path) -> None:
         assert (folder / OUTPUT).read_bytes() == output, "nothing bounds what Java itself prints: it must be nothing"
 
 
+@pytest.mark.slow
 def test_the_foreground_shows_what_is_logged_across_rotations(
     model_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from tests.support.pictures.golden import CHELSEA
 from tests.support.servers.running import COMMAND_TIMEOUT_S, command, serving
 from tests.support.servers.versions import NEW_LABEL, write_golden, write_new_version
 
+pytestmark = pytest.mark.slow
+
 
 def test_without_any_program_of_the_system(tmp_path: Path) -> None:
     """TorchServe runs ``kill`` to end a worker, which Debian's minimal system lacks."""

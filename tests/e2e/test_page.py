@@ -27,6 +27,8 @@ from tests.support.servers.front_door import front_door
 from tests.support.servers.running import Running, command, serving
 from tests.support.servers.worker import tiny_card, tiny_state
 
+pytestmark = pytest.mark.slow
+
 MODEL = read_model_folder(BUNDLED)
 PICTURES = [golden.path for golden in PACKAGED]
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\">"

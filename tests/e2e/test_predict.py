@@ -63,6 +63,7 @@ def wait_for_lines(path: Path, lines: int, process: subprocess.Popen[str]) -> No
     wait_until(written, 120, pause=0.02)
 
 
+@pytest.mark.slow
 def test_a_batch_outlasts_a_restart_and_a_kill_and_an_interruption(
     model_store: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_batch_outlasts_a_restart_and_a_kill_and_an_interruption(
     assert (tmp_path / "sheet.html").read_text(encoding="utf-8").count("<li><a href=") >= PICTURES
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_ends_the_batch(model_store: Path, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "predictions.csv"
     with serving(model_store, "--workers", "1") as server:

@@ -6,6 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
+import pytest
 import torch
 
 from handler.card import ARCHITECTURES
@@ -16,6 +17,8 @@ from scripts.lib.paths import BUNDLED
 from scripts.reproduce import stages
 from tests.support.pictures.scenes import write_scenes
 from tests.support.servers.running import command
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_card_names_the_recipe() -> None:

@@ -25,6 +25,8 @@ CI = ("CI", "TF_BUILD", "JENKINS_URL")
 """Variables by which packages keep still in CI alone."""
 RECORDER = """
 import ipaddress, socket
+
+pytestmark = pytest.mark.slow
 packets = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))  # ETH_P_ALL
 print("recording", flush=True)
 while True:

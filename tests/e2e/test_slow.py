@@ -23,6 +23,8 @@ from tests.support.pictures.golden import CHELSEA
 from tests.support.pictures.made import base64_of, noise, save
 from tests.support.servers.running import Running, command, serving
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 120
 SLOW = jpeg_of_scans(8000, 800)
 """Takes about 4 seconds of processor time to decode."""

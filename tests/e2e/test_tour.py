@@ -20,6 +20,8 @@ from tests.support.clients.browser import PATIENCE_MS, choose, chromium, settled
 from tests.support.pictures.golden import CHELSEA
 from tests.support.servers.running import Running
 
+pytestmark = pytest.mark.slow
+
 IMAGES = ROOT / "docs" / "images"
 TOUR = ROOT / "docs" / "tour.md"
 MOST_BYTES = 300_000

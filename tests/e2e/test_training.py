@@ -79,6 +79,7 @@ def test_a_training_is_not_overwritten(trained: Trained) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 360], ids=["desk", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_report_in_a_browser(trained: Trained, tmp_path: Path, width: int, scheme: Any) -> None:
