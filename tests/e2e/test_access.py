@@ -23,6 +23,8 @@ from tests.support.machine.programs import program
 from tests.support.pictures.golden import CHELSEA
 from tests.support.servers.running import Running, called, command, serving
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 60
 NAMES = ("inference", "management", "metrics", "gRPC inference", "gRPC management")
 ROUTES = {
@@ -32,7 +34,6 @@ ROUTES = {
 PROBE = """
 import json, sys, urllib.request, urllib.error
 
-pytestmark = pytest.mark.slow
 answers = {}
 for name, url in json.loads(sys.argv[1]).items():
     try:
