@@ -510,7 +510,7 @@ def test_an_open_loop_counts_from_the_time_that_a_request_was_due(slow: Client) 
     load = slow.open_loop(20, rate=250)
     assert load.answered == 1
     assert max(load.latencies) > 20 * 0.02 - 20 / 250  # the last one: all that were served but its own due time
-    assert percentile(load.latencies, 0.5) > 2 * min(load.latencies)
+    assert percentile(load.latencies, 0.5) > min(load.latencies) + 9 * (0.02 - 1 / 250)
 
 
 def test_an_open_loop_waits_between_requests(slow: Client) -> None:
