@@ -151,8 +151,7 @@ def test_the_front_door_asks_another_pod_where_one_does_not_answer(
     cpu: list[Manifest], server: Running, tmp_path: Path
 ) -> None:
     """Nor does it close the service's one address after failures: they say nothing of the next pod."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        dead = closed.getsockname()[1]
+    dead = free_ports()
     service = Service([dead, server.port])
     with front_door(cpu, service.port, tmp_path) as url:
         probe = pod_spec(cpu, "front-door")["containers"][0]["readinessProbe"]["httpGet"]

@@ -18,7 +18,7 @@ import requests
 from scripts.lib.management import Management
 from scripts.lib.paths import RUN
 from scripts.lib.server import TOKENS
-from tests.support.machine.ports import free_ports
+from tests.support.machine.ports import BLOCK, FIRST, free_ports
 from tests.support.machine.programs import program
 from tests.support.pictures.golden import CHELSEA
 from tests.support.servers.running import Running, called, command, serving
@@ -77,8 +77,9 @@ def outside() -> Iterator[Outside]:
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         pytest.skip("needs root for a network namespace")
     tag = secrets.token_hex(3)
-    number = secrets.randbelow(200) + 20
-    there = Outside(f"densenet-{tag}", f"10.213.{number}.1")
+    number = (free_ports() - FIRST) // BLOCK  # which no other test has
+    network = f"10.{213 + number // 250}.{number % 250}"
+    there = Outside(f"densenet-{tag}", f"{network}.1")
 
     def run(*arguments: str) -> None:
         subprocess.run([ip, *arguments], check=True, capture_output=True, text=True)
@@ -88,7 +89,7 @@ def outside() -> Iterator[Outside]:
         run("link", "add", f"dn{tag}", "type", "veth", "peer", "name", "uplink", "netns", there.name)
         run("addr", "add", f"{there.address}/24", "dev", f"dn{tag}")
         run("link", "set", f"dn{tag}", "up")
-        run("-n", there.name, "addr", "add", f"10.213.{number}.2/24", "dev", "uplink")
+        run("-n", there.name, "addr", "add", f"{network}.2/24", "dev", "uplink")
         run("-n", there.name, "link", "set", "uplink", "up")
         yield there
     finally:

@@ -18,6 +18,7 @@ from tests.support.servers.running import Running, command
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.alone
 def test_load_with_bad_input_loses_nothing(server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the capacity: this machine may do something else as well."""
     monkeypatch.setattr(soak, "SHARE", 0.5)
@@ -33,6 +34,7 @@ def test_load_with_bad_input_loses_nothing(server: Running, tmp_path: Path, monk
     assert all(float(row["pss"]) <= float(row["rss"]) and int(row["files"]) >= 3 for row in rows)
 
 
+@pytest.mark.alone
 def test_overload_is_refused(server: Running) -> None:
     report = overload.judge(server, options(overload.add_options, "--seconds", "10"))
     print(report.text())

@@ -74,7 +74,6 @@ def test_requests_are_refused_while_no_worker_can_start(model_store: Path) -> No
         (handler,) = Path(found.temporary).rglob("densenet_handler.py")
         text = handler.read_text(encoding="utf-8")
         handler.write_text("raise RuntimeError('can not start')\n", encoding="utf-8")
-        killed = time.monotonic()
         os.kill(found.management.status().workers[0].pid, signal.SIGKILL)
         wait_until(lambda: not found.management.status().ready, TIMEOUT_S, lambda: "the worker lives")
         with ThreadPoolExecutor() as pool:
@@ -82,15 +81,14 @@ def test_requests_are_refused_while_no_worker_can_start(model_store: Path) -> No
             # each start that fails takes one of them along; the last one waits for as long as may be
             patient = [pool.submit(put) for _ in range(3)]
             for answered in as_completed([impatient, *patient]):
-                took = time.monotonic() - killed
-                assert took < (8 if answered is impatient else 15)
                 answer = answered.result()
                 assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
                 error = answer.json()
                 assert error["type"] == "ServiceUnavailableException"
                 assert error["message"].endswith("; try again in a second")
-            assert took > 9
-        assert put().elapsed.total_seconds() < 2
+            waited = max(answered.result().elapsed.total_seconds() for answered in patient)
+            assert impatient.result().elapsed.total_seconds() < waited - 3, "7 s less, where nothing else runs"
+        assert put().elapsed.total_seconds() < waited - 3, "at once"
         handler.write_text(text, encoding="utf-8")
         wait_until(lambda: found.management.status().ready, TIMEOUT_S, lambda: "no worker came back")
         assert put().status_code == 200
@@ -317,7 +315,6 @@ def test_pictures_dont_meet_a_containers_limit(tmp_path: Path) -> None:
         answer = put(port, webp)
         assert (answer.status_code, answer.json()["type"]) == (413, "ImageTooLarge")
         assert re.search(r"takes about 1,700 MB of memory to decode; this server has \d+ MB", answer.json()["message"])
-        assert answer.elapsed.total_seconds() < 3, "it was decoded"
         assert group.kills() == 0
         assert group.peak() < 2.7 * 2**30
         assert {worker.pid for worker in management.status().workers} == before

@@ -23,7 +23,7 @@ from tests.support.pictures.golden import CHELSEA
 from tests.support.pictures.made import base64_of, noise, save
 from tests.support.servers.running import Running, command, serving
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 TIMEOUT_S = 120
 SLOW = jpeg_of_scans(8000, 800)

@@ -403,7 +403,10 @@ class Fake(HttpContender):
             def log_message(self, format: str, *args: Any) -> None:
                 """Say nothing."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 100  # connections that wait on a busy machine
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
         self.running = True
@@ -510,7 +513,7 @@ def test_an_open_loop_counts_from_the_time_that_a_request_was_due(slow: Client) 
     load = slow.open_loop(20, rate=250)
     assert load.answered == 1
     assert max(load.latencies) > 20 * 0.02 - 20 / 250  # the last one: all that were served but its own due time
-    assert percentile(load.latencies, 0.5) > 2 * min(load.latencies)
+    assert percentile(load.latencies, 0.5) > min(load.latencies) + 0.1
 
 
 def test_an_open_loop_waits_between_requests(slow: Client) -> None:

@@ -225,9 +225,9 @@ def a_stretch(port: int, concurrency: int = 3, seconds: float = 0.2) -> Load:
 def test_a_stretch_of_load() -> None:
     with answering(200) as port:
         load = a_stretch(port)
-    assert load.seconds == pytest.approx(0.2, rel=0.5)
+    assert load.seconds >= 0.2
     assert load.latencies
-    assert all(0.002 <= took < 5 for took in load.latencies)
+    assert all(took >= 0.002 for took in load.latencies)
     assert load.refused == 0
     assert load.client_cpu > 0
     assert load.server_cpu == pytest.approx(load.client_cpu, abs=0.05)  # in steps of 10 ms

@@ -7,7 +7,6 @@ import errno
 import hashlib
 import os
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from scripts.lib import download as module
 from scripts.lib import paths
 from scripts.lib.console import CommandError
 from scripts.lib.download import DownloadError, download
+from tests.support.machine.ports import free_ports
 from tests.support.machine.waiting import wait_until
 
 CONTENT = random.Random(0).randbytes(300 * 1024)
@@ -317,18 +317,15 @@ def in_a_circle(handler: Any) -> None:
 @pytest.mark.parametrize("answer", [silent, body_late, in_a_circle])
 def test_the_first_byte_must_come_in_time(host: Host, target: Path, answer: Callable[[Any], None]) -> None:
     host.answer = answer
-    start = time.monotonic()
     error = failure(host.url, target, first_byte_timeout=1.2)
-    assert time.monotonic() - start < 10
     assert error.reason == f"{host.url} sent nothing within 1 s"
 
 
 def test_the_wait_for_a_first_byte_is_shared_by_all_addresses(host: Host, target: Path) -> None:
     host.answer = silent
-    start = time.monotonic()
-    with pytest.raises(DownloadError):
+    with pytest.raises(DownloadError) as caught:
         download([host.url] * 3, target, SHA256, what="the file", first_byte_timeout=1.5)
-    assert 1.4 < time.monotonic() - start < 4
+    assert caught.value.reason == "; ".join([f"{host.url} sent nothing within 0 s"] * 3)  # half a second each
     wait_until(lambda: len(host.ranges) == 3)
 
 
@@ -338,14 +335,8 @@ def test_an_address_that_fails_is_followed_by_the_next(host: Host, target: Path,
     assert target.read_bytes() == CONTENT
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_refused_connection_is_named_without_the_password_in_the_address(target: Path) -> None:
-    port = closed_port()
+    port = free_ports()
     error = failure(f"http://me:secret@127.0.0.1:{port}/f?token=secret", target)
     assert error.reason == f"http://127.0.0.1:{port}/f can't be reached: Connection refused"
     assert "secret" not in str(error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-import time
 import warnings
 from typing import Any
 
@@ -220,11 +219,9 @@ def test_damage_in_any_byte_never_raises_anything_but_a_request_error() -> None:
 )
 @pytest.mark.usefixtures("no_decoding")
 def test_decompression_bomb_is_refused_before_it_is_decoded(data: bytes, message: str) -> None:
-    start = time.monotonic()
     with pytest.raises(ImageTooLarge, match=f"^{re.escape(message)}$") as caught:
         decode(data, 100_000_000)
     assert caught.value.status == 413
-    assert time.monotonic() - start < 1
 
 
 def test_pixel_limit_is_inclusive() -> None:

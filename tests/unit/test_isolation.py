@@ -120,14 +120,12 @@ def test_the_pictures_of_a_request_have_one_budget() -> None:
     reader = PictureReader(PREPROCESSING, MAX_PIXELS, 2)
     data = hostile.jpeg_of_scans(2000, 2000)
     assert views(reader, data), "one of them fits"
-    start = time.monotonic()
     message = r"^instance (\d+): received 20 pictures that take more than 2 s of processor time to decode, which"
     with pytest.raises(ImageTooComplex, match=message) as caught:
         views(reader, *[data] * 20)
     number = re.match(message, str(caught.value))
     assert number is not None and 1 <= int(number[1]) < 15
     assert caught.value.status == 413
-    assert time.monotonic() - start < 8
     reader.close()
 
 

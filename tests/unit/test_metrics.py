@@ -182,7 +182,7 @@ def test_a_worker_goes_on_reporting_that_it_lives(
     caplog.set_level(logging.INFO)
     WorkerMetrics(torchserve_metrics(), "1.0", "9009").ready()
     (first,) = reported(caplog, "densenet_worker_uptime_seconds")["9009"]
-    assert first < 0.1
+    assert first < 5
     deadline = time.monotonic() + 30
     while len(reported(caplog, "densenet_worker_uptime_seconds", "metrics").get("9009", [])) < 3:
         assert time.monotonic() < deadline

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import time
 from typing import Any
 
 import numpy as np
@@ -93,9 +92,7 @@ def test_extreme_aspect_ratio_takes_neither_memory_nor_time(
 
     image = Image.new("RGB", size, (10, 200, 30))
     monkeypatch.setattr(Image.Image, "resize", recorded)
-    start = time.monotonic()
     array = preprocessing().to_array(image)
-    assert time.monotonic() - start < 1
     assert made == [(224, 224)]
     assert (array == (10, 200, 30)).all()
 
