@@ -10,13 +10,15 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from handler.card import CardError, ModelCard, sha256_of
+
+if TYPE_CHECKING:
+    import torch  # serve.py does without it, where its archive is up to date
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +106,8 @@ def converted_sha256(model: Path) -> str:
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether ``device`` computes in bfloat16 (AMX, AVX-512, Arm, a GPU); emulated, it would be slower than float32."""
+    import torch
+
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     can = torch.cpu.get_capabilities()

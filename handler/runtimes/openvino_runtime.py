@@ -8,7 +8,6 @@ from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from handler.card import CardError, ModelCard
 from handler.runtimes import Runtime, converted_sha256, has_bfloat16, usable_precision
@@ -35,6 +34,8 @@ class OpenVinoRuntime(Runtime):
     name = "openvino"
 
     def __init__(self, card: ModelCard, model: Path) -> None:
+        import torch
+
         openvino = import_openvino()
         if converted_sha256(model) != card.converted_sha256:
             raise CardError(f"{model.name} isn't the one that the card describes; build the archive anew")

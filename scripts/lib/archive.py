@@ -17,16 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from handler.card import CardError, ModelCard, sha256_of
-from handler.network import load_network
 from handler.preprocessing import Preprocessing
 from handler.topk import Prediction
 from scripts.lib.console import CommandError
 from scripts.lib.download import locked
-from scripts.lib.machine import serving_device
+from scripts.lib.machine import serves_on_gpu
 from scripts.lib.model_folder import LABELS, WEIGHTS, ModelFolder, write_atomically
 from scripts.lib.packed import MANIFEST, MODEL_CONFIG, is_recorded, record
 from scripts.lib.paths import CONFIG, HANDLER, MODEL_NAME, MODEL_STORE, OPENAPI
@@ -65,7 +63,7 @@ def archive_inputs(model: ModelFolder, card: ModelCard, converted: Mapping[str, 
         card: the card with runtime and precision settled.
         converted: files of the runtime beside the weights.
     """
-    template = model_config(serving_device().type == "cuda")
+    template = model_config(serves_on_gpu())
     limits = check_model_config(yaml.safe_load(template))["limits"]
     check_answers(model.labels, limits["max_instances"])
     section = yaml.safe_dump({"handler": card.to_dict()}, sort_keys=False, allow_unicode=True, width=100)
@@ -235,6 +233,10 @@ def validate(model: ModelFolder) -> None:
     Raises:
         CardError: the weights don't fit the card, or the output isn't one finite logit a class.
     """
+    import torch  # not for an archive that is up to date: that takes seconds
+
+    from handler.network import load_network
+
     network = load_network(model.card, model.weights, torch.device("cpu"))
     grey = torch.full((1, model.card.crop, model.card.crop, 3), 128, dtype=torch.uint8)
     with torch.inference_mode():

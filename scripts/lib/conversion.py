@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,10 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from handler.card import ModelCard
-from handler.network import load_network
 from handler.preprocessing import Preprocessing
 from handler.runtimes import OPENVINO_FILES, OPENVINO_MODEL, Runtime, converted_sha256, load_runtime
 from handler.runtimes.openvino_runtime import import_openvino
@@ -33,7 +30,6 @@ from scripts.lib.training.dataset import MAX_PIXELS
 if TYPE_CHECKING:
     import openvino
 
-CPU = torch.device("cpu")
 MAX_LOGIT_GAP = 1e-3
 """A float32 runtime's logits may differ from eager PyTorch's by at most this."""
 FACTS = "facts.json"
@@ -83,21 +79,6 @@ def loaded(model: ModelFolder, card: ModelCard, files: Mapping[str, bytes]) -> I
         yield load_runtime(card, Path(temporary), model.weights, serving_device())
 
 
-class _WithNormalisation(torch.nn.Module):
-    """(N, crop, crop, 3) uint8 → (N, classes) logits: what a converted model computes."""
-
-    def __init__(self, network: torch.nn.Module, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.network = network
-        scale, shift = preprocessing.scale_and_shift()
-        self.scale, self.shift = torch.nn.Buffer(scale), torch.nn.Buffer(shift)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        # not normalise(), whose in-place steps would be traced into another graph
-        images = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift  # (N, 3, crop, crop)
-        return self.network(images)  # type: ignore[no-any-return]  # (N, classes)
-
-
 def _cached(key: object, make: Callable[[Path], dict[str, Any]]) -> Path:
     """The folder of the cache for ``key``, filled by ``make``; the facts, written last, say that it is whole.
 
@@ -127,8 +108,13 @@ def _converted(model: ModelFolder) -> Path:
     card = model.card
 
     def make(folder: Path) -> dict[str, float]:
+        import torch  # not where the cache has it: that takes seconds, at every start of a server
+
+        from handler.network import load_network
+        from scripts.lib.tracing import CPU, WithNormalisation, from_torch
+
         say(f"converting {card.name} to OpenVINO")
-        network = _WithNormalisation(load_network(card, model.weights, CPU), Preprocessing.of(card)).eval()
+        network = WithNormalisation(load_network(card, model.weights, CPU), Preprocessing.of(card)).eval()
         pixels = np.random.default_rng(0).integers(0, 256, (2, card.crop, card.crop, 3), dtype=np.uint8)
         _save(from_torch(network, pixels), folder)
         with torch.inference_mode():
@@ -146,16 +132,6 @@ def _converted(model: ModelFolder) -> Path:
         return {"largest_logit_gap": gap}
 
     return _cached(identity(card), make)
-
-
-def from_torch(network: torch.nn.Module, pixels: np.ndarray) -> openvino.Model:
-    """``network`` as an OpenVINO model that takes batches of any size, of pictures like ``pixels`` (N, …)."""
-    with warnings.catch_warnings():
-        # torch calls its tracer deprecated, and OpenVINO uses it; the result is checked against eager PyTorch
-        warnings.simplefilter("ignore")
-        model = import_openvino().convert_model(network, example_input=torch.from_numpy(pixels))
-    model.reshape([-1, *pixels.shape[1:]])
-    return model
 
 
 def _save(model: openvino.Model, folder: Path) -> None:

@@ -36,11 +36,16 @@ def threads_per_worker() -> int:
     return max(1, usable_cores() // _gpus()) if _gpus() else 1
 
 
+def serves_on_gpu() -> bool:
+    """Whether workers on this machine compute on a GPU."""
+    return _gpus() > 0
+
+
 def serving_device() -> torch.device:
     """Where workers on this machine compute."""
     import torch
 
-    return torch.device("cuda" if _gpus() else "cpu")
+    return torch.device("cuda" if serves_on_gpu() else "cpu")
 
 
 def _gpus() -> int:

@@ -19,9 +19,8 @@ from handler.preprocessing import Preprocessing
 from handler.runtimes import Runtime, has_bfloat16, load_runtime
 from scripts.lib import paths
 from scripts.lib.console import CommandError, Progress, say
-from scripts.lib.conversion import CPU, calibration_digest, convert, has_openvino, identity, loaded
-from scripts.lib.evaluation import class_indices
-from scripts.lib.machine import serving_device
+from scripts.lib.conversion import calibration_digest, convert, has_openvino, identity, loaded
+from scripts.lib.machine import serves_on_gpu, serving_device
 from scripts.lib.model_folder import CARD, ModelFolder, json_bytes, read_json, write_atomically
 from scripts.lib.training.dataset import MAX_PIXELS, Picture, labelled, picture_files
 
@@ -67,7 +66,7 @@ class Wanted:
             CommandError: OpenVINO is asked for and isn't installed.
         """
         if self.runtime == "auto":
-            return "openvino" if has_openvino() and serving_device() == CPU else "torch"
+            return "openvino" if has_openvino() and not serves_on_gpu() else "torch"
         if self.runtime == "openvino" and not has_openvino():
             raise CommandError("OpenVINO isn't installed; install it with pip, or choose --runtime torch")
         return self.runtime
@@ -197,11 +196,15 @@ class Exact:
     """
 
     def __init__(self, model: ModelFolder, pictures: Sequence[Picture]) -> None:
+        import torch
+
+        from scripts.lib.evaluation import class_indices
+
         self.targets = np.array(class_indices(model, pictures, " of --pictures"))  # (P,)
         self.model, self.pictures = model, pictures
         self.preprocessing = Preprocessing.of(model.card)
         plain = replace(model.card, runtime="torch", precision="float32")
-        runtime = load_runtime(plain, paths.CACHE, model.weights, CPU)
+        runtime = load_runtime(plain, paths.CACHE, model.weights, torch.device("cpu"))
         self.labels = self._labels(runtime, "measuring PyTorch in float32", self._exactly)  # (P,)
 
     def beside(self, card: ModelCard, files: Mapping[str, bytes], calibration: str = "") -> Verification:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts.lib.archive import ensure_archive
 from scripts.lib.console import CommandError
-from scripts.lib.model_folder import read_model_folder
+from scripts.lib.model_folder import ModelFolder, read_model_folder
 from scripts.lib.options import sha256
 from scripts.lib.packed import MANIFEST, MODEL_CONFIG, check_archive, packed_card, packed_model, record
 from scripts.lib.paths import ARCHIVES, BUNDLED, ROOT
@@ -50,6 +51,20 @@ def test_a_server_on_one_starts_without_pytorch() -> None:
     code += "scripts.lib.machine.default_workers(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_an_archive_that_is_up_to_date_is_found_without_pytorch(tmp_path: Path, tiny_model: ModelFolder) -> None:
+    ensure_archive(tiny_model, tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from scripts.lib import archive, machine, model_folder\n"
+        "machine.has_nvidia_gpu = lambda: False\n"
+        "model = model_folder.read_model_folder(Path(sys.argv[1]))\n"
+        "_, _, built = archive.ensure_archive(model, Path(sys.argv[2]))\n"
+        "print(built, 'torch' in sys.modules)"
+    )
+    found = [sys.executable, "-c", code, str(tiny_model.path), str(tmp_path)]
+    done = subprocess.run(found, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
 
 
 @pytest.fixture

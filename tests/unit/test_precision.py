@@ -23,10 +23,11 @@ from handler.network import load_network
 from handler.runtimes import has_bfloat16, load_runtime
 from scripts.lib import conversion, packages, paths, precision
 from scripts.lib.console import CommandError
-from scripts.lib.conversion import CPU, convert, loaded
+from scripts.lib.conversion import convert, loaded
 from scripts.lib.model_folder import ModelFolder, read_model_folder, write_model_folder
 from scripts.lib.options import add_runtime_options
 from scripts.lib.precision import Exact, Verification, Wanted, record, settle
+from scripts.lib.tracing import CPU
 from scripts.lib.training.dataset import Picture, find_pictures
 from tests.support.machine.wheels import write_wheel
 from tests.support.servers.worker import LABELS, write_tiny_model

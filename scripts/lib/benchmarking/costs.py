@@ -31,6 +31,7 @@ from scripts.lib.environment import java_version
 from scripts.lib.machine import usable_cores
 from scripts.lib.model_folder import ModelFolder, read_model_folder
 from scripts.lib.paths import BUNDLED
+from scripts.lib.tracing import CPU
 from scripts.lib.training.dataset import MAX_PIXELS
 
 REFERENCE = "densenet121"
@@ -188,7 +189,7 @@ def measure_costs(plan: Plan, picture: Picture | None, repeats: int, java_home: 
     """
     facts, date = machine_facts(), now()
     runtime = "openvino" if conversion.has_openvino() else "torch"
-    precisions = ("float32", "bfloat16") if has_bfloat16(conversion.CPU) else ("float32",)
+    precisions = ("float32", "bfloat16") if has_bfloat16(CPU) else ("float32",)
     sent = picture or generated(*GENERATED_PX)
     cores = usable_cores()
     with tempfile.TemporaryDirectory(prefix="costs-") as temporary:

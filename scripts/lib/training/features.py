@@ -21,8 +21,9 @@ from handler.preprocessing import Preprocessing
 from handler.runtimes import has_bfloat16
 from handler.runtimes.openvino_runtime import import_openvino
 from scripts.lib.console import Progress
-from scripts.lib.conversion import from_torch, has_openvino
+from scripts.lib.conversion import has_openvino
 from scripts.lib.model_folder import write_atomically
+from scripts.lib.tracing import from_torch
 from scripts.lib.training.dataset import MAX_PIXELS, Picture
 
 CHUNK = 1024
