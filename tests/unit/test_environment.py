@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import importlib.metadata
 import os
@@ -996,17 +995,6 @@ def test_reader_that_has_enough_ends_the_command_quietly(command: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() == 1
-
-
-BARE = [
-    *sorted((REPOSITORY / "scripts").glob("*.py")),
-    *(REPOSITORY / "scripts" / "lib" / f"{name}.py" for name in ("__init__", "console", "environment", "paths")),
-]
-
-
-@pytest.mark.parametrize("file", BARE, ids=[file.name for file in BARE])
-def test_old_python_can_read_what_says_that_it_is_too_old(file: Path) -> None:
-    ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
 # ---- Java ------------------------------------------------------------------------------------------
