@@ -13,9 +13,12 @@ import pytest
 
 from tests.endurance import overload, soak
 from tests.endurance.command import options
-from tests.support.servers.running import Running, command
+from tests.support.servers.running import Running, command, command_by
 
 pytestmark = pytest.mark.slow
+
+TIMEOUT_S = 560
+"""A command that is ended leaves its server behind."""
 
 
 @pytest.mark.alone
@@ -43,7 +46,8 @@ def test_overload_is_refused(server: Running) -> None:
 
 def test_swaps_and_scalings_lose_no_request() -> None:
     """As a command: with a server of its own, figures, an exit code."""
-    done = command("../tests/endurance/swaps.py", "--swaps", "2", "--scalings", "2")
+    swaps = ("../tests/endurance/swaps.py", "--swaps", "2", "--scalings", "2")
+    done = command_by(lambda *run: list(run), *swaps, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     for what in ("deploy", "roll back", "remove", "scale up", "scale down"):
         assert f"2 × {what}: " in done.stdout
