@@ -107,7 +107,9 @@ def test_the_dashboard_has_the_panels_that_the_guide_reads() -> None:
 
 def test_every_link_inside_the_guide_leads_to_a_heading() -> None:
     for document in DOCUMENTS:
-        for target, anchor in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", (ROOT / "docs" / document).read_text("utf-8")):
+        links = re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", (ROOT / "docs" / document).read_text("utf-8"))
+        assert links, document
+        for target, anchor in links:
             text = (ROOT / "docs" / (target or document)).read_text(encoding="utf-8")
             headings = {title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
             assert anchor in headings, f"{document} → {target}#{anchor}"

@@ -101,7 +101,9 @@ def test_the_report_in_a_browser(trained: Trained, tmp_path: Path, width: int, s
             assert all(section.is_visible() for section in page.locator("section").all())
             assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
             assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-            for plot in page.locator("svg").all():
+            plots = page.locator("svg").all()
+            assert plots
+            for plot in plots:
                 box = plot.bounding_box()
                 assert box is not None and box["width"] > 200 and box["height"] > 60
             page.screenshot(path=tmp_path / f"{path.parent.name}-{width}-{scheme}.png", full_page=True)

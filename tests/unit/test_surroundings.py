@@ -38,6 +38,7 @@ def test_settings_go_and_the_way_to_packages_stays(tmp_path: Path, variable: dic
         "HOME": str(folder / "home"),
         "DENSENET_CACHE": str(folder / "cache"),
         "MPLCONFIGDIR": str(folder / "cache" / "matplotlib"),
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "cache" / "hypothesis"),
         "DENSENET_RUN": str(folder / "run"),
         "DENSENET_MODEL_STORE": str(folder / "model_store"),
     }

@@ -13,7 +13,7 @@ SETTINGS = re.compile(
     r"DENSENET_(?!FUZZ_SEED$).*|BENCHMARK_.*|TS_.*|(LOG|METRICS)_LOCATION|UV_.*|XDG_(CACHE|CONFIG|DATA|STATE)_HOME"
     r"|JAVA_HOME|CLASSPATH|_?JAVA_(TOOL_)?OPTIONS|JDK_JAVA_OPTIONS|TORCH_HOME|MPL.*"
     r"|PYTHON(PATH|HOME|WARNINGS|OPTIMIZE|UTF8|IOENCODING|STARTUP|_COLORS)|COLUMNS|LINES"
-    r"|(NO|FORCE)_COLOR|CLICOLOR.*|PAGER|BASH_ENV|ENV|CDPATH|(DOCKER|CONTAINER)_HOST"
+    r"|(NO|FORCE)_COLOR|CLICOLOR.*|PAGER|HYPOTHESIS_.*|BASH_ENV|ENV|CDPATH|(DOCKER|CONTAINER)_HOST"
 )
 """Variables that change what this project, or a program that its tests start, does."""
 PIP_CONFIG = (".config/pip/pip.conf", ".pip/pip.conf", "Library/Application Support/pip/pip.conf")
@@ -41,6 +41,7 @@ def clean(environment: MutableMapping[str, str], folder: Path) -> None:
     environment["HOME"] = str(folder / "home")
     environment["DENSENET_CACHE"] = str(folder / "cache")
     environment["MPLCONFIGDIR"] = str(folder / "cache" / "matplotlib")  # as the commands have it: one list of fonts
+    environment["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "cache" / "hypothesis")
     environment["DENSENET_RUN"] = str(folder / "run")
     environment["DENSENET_MODEL_STORE"] = str(folder / "model_store")
 
