@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ def test_actions_are_pinned_by_commit_and_jobs_end(path: Path) -> None:
     assert [use for use in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", use)] == []
     assert len(used) == sum("uses" in step for step in steps(path)) > 0
     assert all(job["timeout-minutes"] for job in jobs(path).values())
+
+
+def test_the_dev_container_is_set_up_as_people_are_told() -> None:
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    assert container["postCreateCommand"] in told()
+    assert f"python:{NEWEST_PYTHON[0]}.{NEWEST_PYTHON[1]}-" in container["image"]
 
 
 def test_tests_run_on_each_python_that_the_set_up_accepts() -> None:
