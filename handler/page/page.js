@@ -411,7 +411,8 @@ function describe({ card, labels }) {
   });
   const search = () => {
     const wanted = byId("search").value.trim().toLowerCase();
-    const found = classes.filter(({ label, entry }) => !(entry.hidden = !label.includes(wanted)));
+    for (const { label, entry } of classes) entry.hidden = !label.includes(wanted);
+    const found = classes.filter(({ entry }) => !entry.hidden);
     const all = `${whole(labels.length)} classes`;
     byId("found").textContent = wanted ? `${whole(found.length)} of ${all}` : all;
     byId("classes").hidden = !found.length;

@@ -20,6 +20,7 @@ from scripts.lib.environment import java_version
 from scripts.lib.frontend import frontend_jar
 from scripts.lib.frontend.libraries import Library, bundled_libraries
 from scripts.lib.locks import TORCH_LOCK, pins
+from scripts.lib.version import project_version
 
 NAME = "densenet-serving"
 
@@ -28,7 +29,7 @@ def bill_of_materials(root: Path) -> dict[str, Any]:
     """What runs, the same for the same environment: without a serial number and a time.
 
     Args:
-        root: the checkout with the locks.
+        root: the checkout, with its locks and its version.
 
     Raises:
         CommandError: TorchServe's jar isn't the one whose libraries are known.
@@ -51,7 +52,9 @@ def bill_of_materials(root: Path) -> dict[str, Any]:
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {"component": {"type": "application", "bom-ref": NAME, "name": NAME}},
+        "metadata": {
+            "component": {"type": "application", "bom-ref": NAME, "name": NAME, "version": project_version(root)}
+        },
         "components": components,
         "dependencies": [{"ref": reference, "dependsOn": sorted(on)} for reference, on in needs.items()],
     }

@@ -90,6 +90,7 @@ def test_the_last_stage_holds_what_serving_needs_and_nothing_else(served: Served
         "handler",
         "index_to_name.json",
         "model_store",
+        "pyproject.toml",
         "requirements-int8.lock",
         "requirements-torch.lock",
         "requirements.lock",

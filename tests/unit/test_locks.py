@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -145,3 +146,11 @@ def test_without_uv_there_is_advice(checkout: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
     with pytest.raises(CommandError, match=r"uv isn't here; it comes with requirements-dev\.lock"):
         make_locks(checkout)
+
+
+def test_what_npm_installs_has_a_hash_and_the_version_that_is_pinned() -> None:
+    folder = ROOT / "tests" / "support" / "linters"
+    pinned = json.loads((folder / "package.json").read_text(encoding="utf-8"))["devDependencies"]
+    packages = json.loads((folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in pinned} == pinned
+    assert [name for name, facts in packages.items() if name and not facts["integrity"].startswith("sha512-")] == []

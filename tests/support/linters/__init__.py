@@ -1,0 +1,1 @@
+"""Linters that come from npm, and from nowhere else."""
