@@ -34,6 +34,7 @@ from tests.support.deployment.manifests import (
     render,
 )
 from tests.support.machine.ports import free_ports
+from tests.support.machine.surroundings import outside
 from tests.support.machine.waiting import wait_until
 from tests.support.pictures.golden import CHELSEA
 
@@ -59,7 +60,9 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """KServe's schema, from its published package alone, without what it needs to run."""
     folder = tmp_path_factory.mktemp("kserve")
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-compile", "--target", str(folder)]
-    done = subprocess.run([*pip, "--quiet", KSERVE_PACKAGE], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*pip, "--quiet", KSERVE_PACKAGE], env={**os.environ, **outside()}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     version = kubernetes_validate.latest_version()
     strict = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema" / f"v{version}-local-strict"

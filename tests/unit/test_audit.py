@@ -15,6 +15,7 @@ from scripts.lib import audit
 from scripts.lib.audit import NotAskedError, ignored
 from scripts.lib.console import CommandError
 from scripts.lib.locks import SOURCES, TORCH_LOCK, lock_of
+from tests.support.machine.surroundings import outside
 
 WEAK = "jinja2==2.4.1"
 """Has had known weaknesses since 2014, CVE-2014-1402 among them."""
@@ -131,8 +132,12 @@ def test_a_service_that_is_not_there_is_no_clean_bill(
     assert "no known weakness" not in out
 
 
-def test_the_real_service_knows_a_known_weakness_or_is_not_asked(tmp_path: Path) -> None:
+def test_the_real_service_knows_a_known_weakness_or_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """PyPI's stand-ins lack the advisories: pip-audit then skips every package, and succeeds."""
+    for name, value in outside().items():
+        monkeypatch.setenv(name, value)
     lock = tmp_path / "weak.lock"
     lock.write_text(f"{WEAK} --hash=sha256:{WEAK_SHA256}\n", encoding="utf-8")
     try:

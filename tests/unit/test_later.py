@@ -17,10 +17,11 @@ from handler import densenet_handler, later
 from handler.densenet_handler import DenseNetHandler
 from handler.errors import ImageTooComplex, ServerBusy
 from handler.later import HEADER, MAX_WAITING, MAY, Lane, Result, taken
+from scripts.lib.model_folder import ModelFolder
 from tests.support.hostile.http import jpeg_of_scans
 from tests.support.machine.waiting import wait_until
 from tests.support.pictures.made import jpeg, noise, save
-from tests.support.servers.worker import Request, serve
+from tests.support.servers.worker import Request, config_of, serve, start
 from tests.support.servers.worker_protocol import Answer
 
 SLOW = jpeg_of_scans(3000, 1000)
@@ -176,15 +177,16 @@ def again(handler: DenseNetHandler, answer: Answer, request: Request) -> Answer:
 
 
 def test_a_slow_picture_of_a_batch_is_put_off_and_the_others_answered(
-    folder: Path, tiny_handler: DenseNetHandler, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny_model: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiny_handler.reader, "max_pixels", 10**8)
-    tiny_handler.reader.close()  # a process that is there already has the old limit
+    config = config_of(tiny_model)
+    config["limits"]["max_image_pixels"] = 10**8
+    handler = start(tiny_model.path, config)
     monkeypatch.setattr(densenet_handler, "PATIENCE_S", 0.05)
     slow, good = Request({"body": SLOW}, {HEADER: MAY}), Request({"body": jpeg()}, {HEADER: MAY})
-    first, second = serve(tiny_handler, [slow, good])
+    first, second = serve(handler, [slow, good])
     assert (first.status, second.status) == (503, 200)
-    assert again(tiny_handler, first, slow).status == 200
+    assert again(handler, first, slow).status == 200
 
 
 def test_a_process_that_cant_be_started_is_one_requests_error(tiny_handler: DenseNetHandler) -> None:

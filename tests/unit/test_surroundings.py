@@ -9,7 +9,7 @@ import pytest
 
 from scripts.lib import paths
 from scripts.lib.paths import ROOT
-from tests.support.machine.surroundings import clean
+from tests.support.machine.surroundings import clean, outside
 
 HOSTILE = {
     **{f"DENSENET_{name}": "x" for name in ("TORCH_INDEX", "WEIGHTS", "SHA256", "TOKEN", "NO_VENV", "LOG_SIZE")},
@@ -17,21 +17,23 @@ HOSTILE = {
     **dict.fromkeys(("JAVA_HOME", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "PYTHONPATH"), "/x"),
     **dict.fromkeys(("UV_INDEX_URL", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "PAGER"), "7"),
 }
-KEPT = {"PATH": "/bin", "CI": "1", "DENSENET_FUZZ_SEED": "7", "HTTPS_PROXY": "http://proxy:3128", "PIP_INDEX_URL": "x"}
+KEPT = {"PATH": "/bin", "CI": "1", "DENSENET_FUZZ_SEED": "7", "SSL_CERT_FILE": "x", "PIP_INDEX_URL": "x"}
+PROXIES = {"HTTPS_PROXY": "http://proxy:3128", "no_proxy": "example.com"}
 
 
 @pytest.mark.parametrize("variable", [{}, {"XDG_CONFIG_HOME": ".settings"}], ids=["home", "xdg"])
-def test_settings_go_and_the_way_to_packages_stays(tmp_path: Path, variable: dict[str, str]) -> None:
+def test_settings_go_and_the_way_to_the_internet_stays(tmp_path: Path, variable: dict[str, str]) -> None:
     config = tmp_path / "mine" / variable.get("XDG_CONFIG_HOME", ".config") / "pip" / "pip.conf"
     config.parent.mkdir(parents=True)
     config.touch()
     places = {name: str(tmp_path / "mine" / place) for name, place in variable.items()}
-    environment = {**HOSTILE, **KEPT, **places, "HOME": str(tmp_path / "mine"), "no_proxy": "example.com"}
+    environment = {**HOSTILE, **KEPT, **places, **PROXIES, "HOME": str(tmp_path / "mine")}
     folder = tmp_path / "fresh"
     folder.mkdir()
     clean(environment, folder)
-    assert environment.pop("no_proxy").startswith("example.com,127.0.0.1,localhost,")
-    assert environment.pop("NO_PROXY").startswith("127.0.0.1,localhost,")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESTS_PROXIES", environment.pop("TESTS_PROXIES"))
+        assert outside() == PROXIES
     assert environment == {
         **KEPT,
         "PIP_CONFIG_FILE": str(config),

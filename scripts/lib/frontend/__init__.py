@@ -42,7 +42,19 @@ def build_agent(javac: str, frontend: Path) -> bytes:
     """
     with tempfile.TemporaryDirectory() as temporary:
         sources = sorted(map(str, (FOLDER / "densenet").glob("*.java")))
-        command = [javac, "--release", "17", "-g:none", "-cp", str(frontend), "-d", temporary, *sources]
+        command = [
+            javac,
+            "--release",
+            "17",
+            "-encoding",
+            "UTF-8",
+            "-g:none",
+            "-cp",
+            str(frontend),
+            "-d",
+            temporary,
+            *sources,
+        ]
         subprocess.run(command, check=True, capture_output=True)
         files = {"META-INF/MANIFEST.MF": _MANIFEST}
         for path in sorted(Path(temporary).rglob("*.class")):

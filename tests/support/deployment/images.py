@@ -20,6 +20,7 @@ from typing import Any
 
 from scripts.lib.paths import ROOT
 from tests.support.machine.programs import program
+from tests.support.machine.surroundings import outside
 from tests.support.machine.waiting import wait_until
 
 BASE = re.findall(r"^ARG BASE=(\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)[0]
@@ -55,6 +56,7 @@ class Engine:
             (folder / name).write_text(text, encoding="utf-8")
         self.environment = {
             **os.environ,
+            **outside(),
             "CONTAINERS_CONF": str(folder / "containers.conf"),
             "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
             "TMPDIR": str(folder),

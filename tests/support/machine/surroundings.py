@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,14 +19,15 @@ SETTINGS = re.compile(
 """Variables that change what this project, or a program that its tests start, does."""
 PIP_CONFIG = (".config/pip/pip.conf", ".pip/pip.conf", "Library/Application Support/pip/pip.conf")
 """Where pip looks in a home."""
-NO_PROXY = "127.0.0.1,localhost,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
-"""This machine, its containers and its networks for tests."""
+PROXY = re.compile(r"(https?|ftp|all|grpc|no)_proxy", re.IGNORECASE)
+PROXIES = "TESTS_PROXIES"
+"""Variable that keeps them, as JSON, for :func:`outside`."""
 
 
 def clean(environment: MutableMapping[str, str], folder: Path) -> None:
     """Remove settings from an environment, and give it a home, a cache and folders of servers in ``folder``.
 
-    The way to packages stays: proxies, certificates, pip's settings.
+    Certificates and pip's settings stay; proxies are kept for what asks the internet, see :func:`outside`.
     """
     home = Path(environment.get("HOME") or Path.home())
     config = Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "pip" / "pip.conf"
@@ -34,8 +36,8 @@ def clean(environment: MutableMapping[str, str], folder: Path) -> None:
     for path in (config, *(home / name for name in PIP_CONFIG)):
         if path.is_file():
             environment.setdefault("PIP_CONFIG_FILE", str(path))
-    for name in ("NO_PROXY", "no_proxy"):
-        environment[name] = ",".join(filter(None, [environment.get(name), NO_PROXY]))
+    proxies = {name: environment.pop(name) for name in [*environment] if PROXY.fullmatch(name)}
+    environment[PROXIES] = json.dumps(proxies)
     for name in ("home", "cache"):
         (folder / name).mkdir()
     environment["HOME"] = str(folder / "home")
@@ -44,6 +46,12 @@ def clean(environment: MutableMapping[str, str], folder: Path) -> None:
     environment["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "cache" / "hypothesis")
     environment["DENSENET_RUN"] = str(folder / "run")
     environment["DENSENET_MODEL_STORE"] = str(folder / "model_store")
+
+
+def outside() -> dict[str, str]:
+    """Variables that lead to the internet, where the person who tests needs any."""
+    proxies: dict[str, str] = json.loads(os.environ.get(PROXIES, "{}"))
+    return proxies
 
 
 def clean_surroundings() -> Path | None:
