@@ -190,6 +190,7 @@ def test_json_holds_samples_and_summary() -> None:
 LOADS = {f"c{n}_{key}": n * 0.5 for n in (1, 4) for key in ("throughput", "p50", "cpu")}
 
 
+@pytest.mark.slow
 def test_report_is_written(tmp_path: Path) -> None:
     data = a_report(ours=[LOADS, LOADS], bare=[LOADS, LOADS], stock=[{"c1_throughput": 1.0, "c1_p50": 60.0}] * 2)
     data["options"]["concurrency"] = [4, 1]
@@ -554,6 +555,7 @@ def test_processor_time_of_a_family_holds_what_has_ended() -> None:
 # ---- the bare loop ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_bare_loop_answers_as_the_network_does(tiny_model: ModelFolder, tmp_path: Path) -> None:
     picture = photographs.generated(*photographs.GENERATED_PX)
     bare = Bare("bare:2", 2)
@@ -577,6 +579,7 @@ def test_the_bare_loop_answers_as_the_network_does(tiny_model: ModelFolder, tmp_
     assert answer.probability == pytest.approx(float(best.values), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_bare_loop_tells_why_it_fails(tiny_model: ModelFolder, tmp_path: Path) -> None:
     bare = Bare("bare:1", 1)
     bare.prepare(Subject(tiny_model, tiny_model.card, {}), Path("java"), tmp_path)

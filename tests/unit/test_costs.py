@@ -329,6 +329,7 @@ def test_markdown_names_the_picture_of_ones_own(measured: Costs) -> None:
     assert "JPEGs, dog.jpg, resized." in text
 
 
+@pytest.mark.slow
 def test_report_is_written(measured: Costs, tmp_path: Path) -> None:
     text = cost_report.write_costs(measured, tmp_path / "out")
     assert (tmp_path / "out" / "costs.md").read_text(encoding="utf-8") == text

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from scripts.lib.paths import ROOT
 
 
@@ -23,6 +25,7 @@ def test_a_worker_starts_without_the_heavy_packages() -> None:
     assert fresh(f"import sys, handler.densenet_handler; print({LOADED})") == "[]"
 
 
+@pytest.mark.slow
 def test_without_deferring_they_would_be_loaded() -> None:
     """The stock handler as it is: if this fails, ``handler.deferred`` isn't needed any more."""
     loaded = fresh(f"import sys, ts.torch_handler.image_classifier; print({LOADED})")
@@ -30,6 +33,7 @@ def test_without_deferring_they_would_be_loaded() -> None:
     assert "torch._dynamo" in loaded
 
 
+@pytest.mark.slow
 def test_the_deferred_names_work_when_they_are_called() -> None:
     code = """
 import handler.densenet_handler, torch, torchvision
@@ -40,6 +44,7 @@ print(tuple(torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), [torch.tensor([[0.
     assert fresh(code) == "captum.attr._core.integrated_gradients\n(1, 1, 2, 2)"
 
 
+@pytest.mark.slow
 def test_a_package_that_is_there_is_left_alone() -> None:
     code = """
 import captum.attr, handler.densenet_handler

@@ -203,6 +203,7 @@ def test_integrated_gradients_can_be_switched_off(tiny_model: ModelFolder) -> No
 # --- sensible ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(SAMOYEDS) < 50, reason="needs the Samoyeds of ../shared")
 def test_what_is_hottest_matters_most(bundled: ModelFolder, served: Explainer) -> None:
     """Covering the hottest fifth lowers the probability more than covering a random fifth of the same kind."""

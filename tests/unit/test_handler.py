@@ -576,6 +576,7 @@ def test_a_worker_with_threads_decodes_a_batch_with_them(
     assert names and all(name.startswith("ThreadPoolExecutor") for name in names)
 
 
+@pytest.mark.slow
 def test_the_settings_may_ask_for_torch_compile(tiny_model: ModelFolder) -> None:
     config = config_of(tiny_model) | {"pt2": {"compile": {"backend": "eager"}}}
     compiled = start(tiny_model.path, config)

@@ -208,6 +208,7 @@ def test_without_the_frontends_word_a_worker_waits(tiny_handler: DenseNetHandler
     assert answer.status == 200
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_put_off(folder: Path, tiny_handler: DenseNetHandler) -> None:
     row = {"body": jpeg(), "method": bytearray(b"integrated-gradients")}
     request = Request(row, {HEADER: MAY, "explain": "True"})

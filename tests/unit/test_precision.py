@@ -202,6 +202,7 @@ def test_the_same_model_converts_to_the_same_files(tiny_model: ModelFolder, cach
     assert convert(tiny_model, "openvino", "float32") == first
 
 
+@pytest.mark.slow
 def test_nothing_is_reported_to_anybody(tiny_model: ModelFolder, cache: Path) -> None:
     """OpenVINO's and NNCF's own conversions send events to Google Analytics; nothing here imports what sends them."""
     code = (

@@ -62,6 +62,7 @@ def install(checkout: Path, name: str, script: str) -> None:
     program.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_a_release_is_an_archive_its_hash_and_a_bill_of_materials(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

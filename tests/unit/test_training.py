@@ -433,8 +433,12 @@ CONSISTENT = replace(RECIPE, distill=1, mixup=0.5, teacher_crop=48, epoch_pictur
 
 @pytest.mark.parametrize(
     ("recipe", "teach"),
-    [(RECIPE, False), (RECIPE, True), (CONSISTENT, True), (replace(RECIPE, mixup=1), False)],
-    ids=["plain", "distilled", "consistent", "mixup"],
+    [
+        pytest.param(RECIPE, False, id="plain"),
+        pytest.param(RECIPE, True, id="distilled", marks=pytest.mark.slow),
+        pytest.param(CONSISTENT, True, id="consistent", marks=pytest.mark.slow),
+        pytest.param(replace(RECIPE, mixup=1), False, id="mixup", marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_training_is_the_uninterrupted_one(
     pictures: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe, teach: bool
@@ -630,6 +634,7 @@ def test_fine_tuning_starts_from_the_weights_of_another_model(trained: Path, sce
     assert card.training["start"] == "weights.safetensors"
 
 
+@pytest.mark.slow
 def test_imagenet_weights_get_a_classifier_of_the_own_classes(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
