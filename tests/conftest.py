@@ -26,7 +26,7 @@ FOLDERS = ("deployment", "e2e", "unit")
 """The longest first: what is distributed last should be short."""
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what shares a server or the image in one process; these tests come first, those of units fill up."""
     items.sort(key=lambda item: FOLDERS.index(item.path.parent.name))  # stable: modules stay as they are
