@@ -51,7 +51,7 @@ def passes(everything: bool, jobs: int, arguments: list[str]) -> list[list[str]]
     tier = "" if everything else "not slow and "
     alone = [*_with_alone(folders), *options, "-m", f"{tier}alone"]
     beside = [*folders, *options, "-m", f"{tier}not alone"]
-    beside += ["-n", str(jobs), "--dist", "loadgroup", "--no-loadscope-reorder"]
+    beside += ["-n", str(jobs), "--no-loadscope-reorder"]
     if everything:
         beside += ["--cov", "--cov-fail-under=0", "--cov-report="]
         alone += ["--cov", "--cov-append", "--cov-report=term-missing:skip-covered"]

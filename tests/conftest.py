@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.hostile.seeds import VARIABLE, fuzz_seed
 from tests.support.machine import surroundings
@@ -24,17 +25,31 @@ fuzz_seed()  # one for all processes
 
 FOLDERS = ("deployment", "e2e", "unit")
 """The longest first: what is distributed last should be short."""
+WITH_IMAGE = {f"tests/deployment/test_{name}.py" for name in ("compose", "container", "kubernetes")}
+"""Modules with tests that need the image, which takes minutes to build."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares a server or the image in one process; these tests come first, those of units fill up."""
+    """Begin with what takes longest; units fill up at the end."""
     items.sort(key=lambda item: FOLDERS.index(item.path.parent.name))  # stable: modules stay as they are
-    for item in items:
-        if "image" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("image"))
-        elif item.path.parent.name != "unit":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+class ByServer(LoadScopeScheduling):  # type: ignore[misc]
+    """Which process gets which tests: what shares a server or the image goes to one, units go one by one.
+
+    ``--dist loadgroup`` would do it by marks, but pytest-xdist 3.8 sets them where pytest 9.2 doesn't look.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.split("::", maxsplit=1)[0]
+        if module.startswith("tests/unit/"):
+            return nodeid
+        return "image" if module in WITH_IMAGE else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:
+    """Distribute the tests of several processes by :class:`ByServer`."""
+    return ByServer(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

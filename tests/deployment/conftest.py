@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from scripts.lib.paths import ROOT
+from tests.conftest import WITH_IMAGE
 from tests.support.deployment.images import Engine
 
 FOLDER = Path(__file__).parent
@@ -22,6 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if fixtures & {"image", "server", "hosts"}:
             item.add_marker(pytest.mark.slow)
         if "image" in fixtures:
+            assert item.path.relative_to(ROOT).as_posix() in WITH_IMAGE, "it would be built once more"
             item.add_marker(pytest.mark.timeout(1800))
 
 
