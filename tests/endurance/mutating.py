@@ -44,7 +44,7 @@ from tests.endurance.promises import Report
 LEAST = 0.85
 """Share of the mutants that the tests notice."""
 TESTS_SECONDS = 60.0
-"""Of tests a mutant, as long as they took without it: the quickest of those that run its line."""
+"""Of tests a mutant, as long as they took without it: as many as that is enough for."""
 PATIENCE = 5
 """How many times that long, and a minute, tests may take with it, of processor time."""
 BUSY = 20
@@ -65,35 +65,33 @@ class Tests:
         data, durations = folder / "coverage", folder / "durations.xml"
         if not durations.exists():
             _measure(data, durations)
-        self._seconds = {
-            f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}": float(case.get("time", 1))
-            for case in ElementTree.parse(durations).iter("testcase")
-        }
+        self.seconds: dict[str, float] = defaultdict(lambda: 1.0)
+        for case in ElementTree.parse(durations).iter("testcase"):
+            file = case.get("classname", "").replace(".", "/")
+            self.seconds[f"{file}.py::{case.get('name')}"] = float(case.get("time", 1))
         self._data = CoverageData(str(data))
         self._data.read()
 
     def of(self, module: Path, first: int, last: int) -> list[str]:
-        """The tests that run one of the lines ``first`` to ``last``; where none does by itself, all of the module's.
+        """Tests that run the module: those that run one of the lines ``first`` to ``last`` come first.
 
-        What is computed as a module is imported, or in another process, belongs to no test.
+        What is computed as a module is imported, in a fixture of many tests, or in another process belongs to no test.
         """
         lines = self._lines(module)
-        found = set().union(*(lines.get(line, ()) for line in range(first, last + 1))) or set().union(*lines.values())
-        by_file: dict[str, list[str]] = defaultdict(list)
-        for test in found:
-            by_file[test.partition("::")[0]].append(test)
-        own = f"test_{module.stem}.py"
-        order = sorted(by_file, key=lambda name: (not name.endswith(own), self.seconds(by_file[name])))
-        tests = [test for name in order for test in sorted(by_file[name], key=lambda one: self.seconds([one]))]
+        near = set().union(*(lines.get(line, ()) for line in range(first, last + 1)))
+        tests = set().union(*lines.values())
+        files: Counter[str] = Counter()
+        for test in tests:
+            files[_file(test)] += self.seconds[test]  # type: ignore[assignment]  # a Counter adds up any numbers
         chosen: list[str] = []
         left = TESTS_SECONDS
-        for test in tests:
-            if self.seconds([test]) <= left:
+        for test in sorted(tests, key=lambda one: (one not in near, files[_file(one)], self.seconds[one], one)):
+            if self.seconds[test] <= left:
                 chosen.append(test)
-                left -= self.seconds([test])
+                left -= self.seconds[test]
         return chosen
 
-    @cache  # noqa: B019
+    @cache  # noqa: B019 (one object a run)
     def _lines(self, module: Path) -> dict[int, set[str]]:
         (file,) = (name for name in self._data.measured_files() if name.endswith(f"/{module}"))
         return {
@@ -101,9 +99,9 @@ class Tests:
             for line, contexts in self._data.contexts_by_lineno(file).items()
         }
 
-    def seconds(self, tests: Iterable[str]) -> float:
-        """How long they take together."""
-        return sum(self._seconds.get(test, 1.0) for test in tests)
+
+def _file(test: str) -> str:
+    return test.partition("::")[0]
 
 
 def _measure(data: Path, durations: Path) -> None:
@@ -165,12 +163,9 @@ def _annotations(path: Path) -> Iterator[tuple[tuple[int, int], tuple[int, int]]
 def _lines(mutation: MutationSpec) -> tuple[int, int]:
     """From the first line of its statement to its own."""
     line = mutation.start_pos[0]
-    statements = (
-        n
-        for n in ast.walk(ast.parse((ROOT / mutation.module_path).read_text(encoding="utf-8")))
-        if isinstance(n, ast.stmt)
-    )
-    return max(s.lineno for s in statements if s.lineno <= line <= (s.end_lineno or 0)), line
+    tree = ast.parse((ROOT / mutation.module_path).read_text(encoding="utf-8"))
+    starts = (n.lineno for n in ast.walk(tree) if isinstance(n, ast.stmt) and n.lineno <= line <= (n.end_lineno or 0))
+    return max(starts, default=line), line  # a decorator stands above its statement
 
 
 def examine(
@@ -199,7 +194,8 @@ def examine(
         jobs = {}
         for item in items:
             chosen = tests.of(item.mutations[0].module_path, *_lines(item.mutations[0]))
-            jobs[pool.submit(_examined, item.mutations[0], chosen, 60 + PATIENCE * tests.seconds(chosen))] = item
+            limit = 60 + round(PATIENCE * sum(tests.seconds[test] for test in chosen))
+            jobs[pool.submit(_examined, item.mutations[0], chosen, limit)] = item
         for number, job in enumerate(as_completed(jobs), 1):
             item, result = jobs[job], job.result()
             session.set_result(item.job_id, result)
@@ -265,7 +261,7 @@ def _test(tests: list[str], seconds: int, log: int) -> None:
         def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             items[:] = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
 
-    files = dict.fromkeys(test.partition("::")[0] for test in tests)
+    files = dict.fromkeys(map(_file, tests))
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", *files], plugins=[Chosen()])
     os._exit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from handler.errors import ImageTooLarge, InvalidImage, RequestError
-from handler.images import ACCEPTED, FORMATS, decode
+from handler.images import ACCEPTED, FORMATS, decode, decode_reduced
 from tests.support.pictures import made
 from tests.support.pictures.made import BLUE, RED, WHITE, Broken, Sample, halves, jpeg, save
 
@@ -62,8 +62,8 @@ def test_samples_cover_every_mode() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied_once(picture_format: str, orientation: int) -> None:
-    image = decode(made.oriented(orientation, picture_format), MAX_PIXELS)
-    assert image.size == (64, 32)
+    image, whole = decode_reduced(made.oriented(orientation, picture_format), MAX_PIXELS, None)
+    assert image.size == whole == (64, 32)
     assert_halves(image, RED, BLUE, 8)
 
 
