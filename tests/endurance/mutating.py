@@ -54,7 +54,7 @@ OWN = ("handler", "scripts", "tests")
 LEFT_OUT = (".git", ".venv", ".run", ".cache", "__pycache__", "*.mar", ".*_cache", ".hypothesis")
 
 
-class Tests:
+class Suite:
     """The unit tests: the lines that each runs, and how long it takes.
 
     Args:
@@ -132,11 +132,12 @@ def open_session(file: Path, mutants: int, seed: int) -> WorkDB:
         init(sorted(path.relative_to(ROOT) for path in HANDLER.rglob("*.py")), session, {})
         everything = session.work_items
         session.clear()
-        session.add_work_items(_sample(everything, mutants, seed))
+        session.add_work_items(sample(everything, mutants, seed))
     return session
 
 
-def _sample(items: Iterable[WorkItem], mutants: int, seed: int) -> list[WorkItem]:
+def sample(items: Iterable[WorkItem], mutants: int, seed: int) -> list[WorkItem]:
+    """So many of ``items``, each at another place, all of which have the same chance; none where a type stands."""
     unused = {path.relative_to(ROOT): list(_annotations(path)) for path in HANDLER.rglob("*.py")}
     places: dict[tuple[Any, ...], list[WorkItem]] = defaultdict(list)
     for item in items:
@@ -169,7 +170,7 @@ def _lines(mutation: MutationSpec) -> tuple[int, int]:
 
 
 def examine(
-    session: WorkDB, items: Iterable[WorkItem], tests: Tests, processes: int, tell: Callable[[str], None]
+    session: WorkDB, items: Iterable[WorkItem], tests: Suite, processes: int, tell: Callable[[str], None]
 ) -> None:
     """Run the tests of mutants, and keep in the session what came out.
 

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
 
     from scripts.lib.console import say
     from scripts.lib.paths import CACHE, ROOT
-    from tests.endurance.mutating import Mutants, Tests, examine, open_session
+    from tests.endurance.mutating import Mutants, Suite, examine, open_session
 
     def state(*folders: str) -> Path:
         digest = hashlib.sha256()
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     again = [item for item, result in session.completed_work_items if args.survivors and not result.is_killed]
     items = [*session.pending_work_items, *again]
     if items:
-        examine(session, items, Tests(everything), args.processes, say)
+        examine(session, items, Suite(everything), args.processes, say)
     report = Mutants(list(session.completed_work_items))
     print(report.text())
     return 1 if report.broken() else 0

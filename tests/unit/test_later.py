@@ -111,6 +111,14 @@ def test_what_is_no_ticket_is_none(folder: Path, value: str | None) -> None:
     assert taken({} if value is None else {HEADER: value}) is None
 
 
+def test_a_result_runs_no_code(folder: Path) -> None:
+    ticket = folder / f"later-{'0' * 32}"
+    with ticket.open("wb") as file:
+        np.savez(file, number=np.array([object()]))
+    with pytest.raises(ServerBusy, match="was lost"):
+        taken({HEADER: ticket.name})
+
+
 def test_an_error_comes_back_as_itself(folder: Path, lane: tuple[Lane, list[str]]) -> None:
     for error in (ImageTooComplex("too much"), ServerBusy("not now", slow=True)):
         work = Work(error=error)
