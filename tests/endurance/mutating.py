@@ -26,6 +26,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -49,6 +50,7 @@ PATIENCE = 5
 """How many times that long, and a minute, tests may take with it, of processor time."""
 BUSY = 20
 """How many times as long it may be by the clock: others may take the processor."""
+HOUR_S = 3600
 OWN = ("handler", "scripts", "tests")
 """What a process imports from its copy."""
 LEFT_OUT = (".git", ".venv", ".run", ".cache", "__pycache__", "*.mar", ".*_cache", ".hypothesis")
@@ -66,7 +68,7 @@ class Suite:
         if not durations.exists():
             _measure(data, durations)
         self.seconds: dict[str, float] = defaultdict(lambda: 1.0)
-        for case in ElementTree.parse(durations).iter("testcase"):
+        for case in ElementTree.parse(durations).iter("testcase"):  # noqa: S314 (pytest wrote it)
             file = case.get("classname", "").replace(".", "/")
             self.seconds[f"{file}.py::{case.get('name')}"] = float(case.get("time", 1))
         self._data = CoverageData(str(data))
@@ -105,12 +107,11 @@ def _file(test: str) -> str:
 
 
 def _measure(data: Path, durations: Path) -> None:
-    with _copy() as copy:
-        environment = {**os.environ, "COVERAGE_FILE": str(data), "COVERAGE_PROCESS_START": str(copy / "pyproject.toml")}
-        options = ["--cov=handler", "--cov-context=test", "--cov-report=", "--cov-fail-under=0"]
-        command = [sys.executable, "-m", "pytest", "-q", "tests/unit", *options, f"--junitxml={durations}.part"]
-        if subprocess.run(command, cwd=copy, env=environment, check=False).returncode:
-            raise CommandError("the unit tests fail as it is; mend that first")
+    settings = {"COVERAGE_FILE": str(data), "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml")}
+    options = ["--cov=handler", "--cov-context=test", "--cov-report=", "--cov-fail-under=0"]
+    command = [sys.executable, "-m", "pytest", "-q", "tests/unit", *options, f"--junitxml={durations}.part"]
+    if subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, check=False).returncode:
+        raise CommandError("the unit tests fail as it is; mend that first")
     Path(f"{durations}.part").replace(durations)
 
 
@@ -181,7 +182,10 @@ def examine(
         processes: at once.
         tell: gets a line a mutant.
     """
-    import_module("tests.unit.conftest")  # with it all libraries, once for all processes
+    import pytest
+
+    pytest.main(["--version"])  # its plugins, and with the next line all libraries, are loaded once for all processes
+    import_module("tests.unit.conftest")
     gc.freeze()  # no process looks at them, so that they share the memory
 
     with contextlib.ExitStack() as stack:
@@ -192,11 +196,14 @@ def examine(
             ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _enter, (copies,))
         )
         stack.callback(pool.shutdown, cancel_futures=True)  # on Ctrl-C, too
+        plans = [(item, tests.of(item.mutations[0].module_path, *_lines(item.mutations[0]))) for item in items]
+        code, output = pool.submit(_run, list(dict.fromkeys(chain(*(plan for _, plan in plans)))), HOUR_S).result()
+        if code:  # a mutant would seem to be killed
+            raise CommandError(f"the tests fail in a copy of the checkout as it is:\n{output}")
         jobs = {}
-        for item in items:
-            chosen = tests.of(item.mutations[0].module_path, *_lines(item.mutations[0]))
-            limit = 60 + round(PATIENCE * sum(tests.seconds[test] for test in chosen))
-            jobs[pool.submit(_examined, item.mutations[0], chosen, limit)] = item
+        for item, plan in plans:
+            limit = 60 + round(PATIENCE * sum(tests.seconds[test] for test in plan))
+            jobs[pool.submit(_examined, item.mutations[0], plan, limit)] = item
         for number, job in enumerate(as_completed(jobs), 1):
             item, result = jobs[job], job.result()
             session.set_result(item.job_id, result)
@@ -263,8 +270,7 @@ def _test(tests: list[str], seconds: int, log: int) -> None:
             items[:] = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
 
     files = dict.fromkeys(map(_file, tests))
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", *files], plugins=[Chosen()])
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files], plugins=[Chosen()])
     os._exit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code)
 
 
