@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -223,13 +224,24 @@ def _examined(mutation: MutationSpec, tests: list[str], seconds: int) -> WorkRes
         compiled.unlink()  # it is told from the source by its time in seconds
     operator = get_operator(mutation.operator_name)(**mutation.operator_args)
     with use_mutation(mutation.module_path, operator, mutation.occurrence) as (before, after):
-        code, output = _run(tests, seconds)
-    return WorkResult(
-        WorkerOutcome.NORMAL,
-        output,
-        TestOutcome.SURVIVED if code == 0 else TestOutcome.KILLED,
-        "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")),
-    )
+        if _is_python(after):
+            code, output = _run(tests, seconds)
+            outcome = TestOutcome.KILLED if code != 0 else TestOutcome.SURVIVED
+        else:
+            output, outcome = "", TestOutcome.INCOMPETENT
+    diff = "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm=""))
+    return WorkResult(WorkerOutcome.NORMAL, output, outcome, diff)
+
+
+def _is_python(source: str) -> bool:
+    """Whether it can be loaded at all, without a warning, which pytest takes for an error: else any test would do."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            compile(source, "mutant", "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 def _run(tests: list[str], seconds: int) -> tuple[int | None, str]:
@@ -285,8 +297,9 @@ class Mutants(Report):
     results: list[tuple[WorkItem, WorkResult]] = field(default_factory=list)
 
     def broken(self) -> list[str]:
-        killed = sum(result.is_killed for _, result in self.results)
-        share = killed / len(self.results)
+        outcomes = Counter(result.test_outcome for _, result in self.results)
+        killed, survived = outcomes[TestOutcome.KILLED], outcomes[TestOutcome.SURVIVED]
+        share = killed / (killed + survived or 1)
         return [f"{share:.1%} of the mutants killed, at least {LEAST:.0%} wanted"] if share < LEAST else []
 
     def slow(self) -> list[str]:
@@ -298,10 +311,10 @@ class Mutants(Report):
             outcome = "timed out" if result.output == "timeout" else result.test_outcome.value
             for row in (str(item.mutations[0].module_path), "all"):
                 counts[row].update(["mutants", outcome])
-        columns = ("mutants", "killed", "timed out", "survived")
-        lines = [f"{'':<40}" + "".join(f"{column:>10}" for column in columns)]
+        columns = ("mutants", "killed", "timed out", "survived", "incompetent")
+        lines = [f"{'':<40}" + "".join(f"{column:>12}" for column in columns)]
         lines += [
-            f"{row:<40}" + "".join(f"{counts[row][c]:>10}" for c in columns)
+            f"{row:<40}" + "".join(f"{counts[row][c]:>12}" for c in columns)
             for row in sorted(counts, key=lambda r: (r == "all", r))
         ]
         for item, result in sorted(self.results, key=lambda one: _place(one[0].mutations[0])):

@@ -56,9 +56,19 @@ def test_survivors_are_listed_and_judged(survivors: int, broken: list[str]) -> N
         output = "timeout" if number == 19 else "1 failed"
         diff = "--- \n+++ \n@@ -1 +1 @@\n-one\n+two"
         results.append((WorkItem(str(number), (place,)), WorkResult(WorkerOutcome.NORMAL, output, outcome, diff)))
+    results.append((WorkItem("20", (place,)), WorkResult(WorkerOutcome.NORMAL, "", Outcome.INCOMPETENT, "")))
     report = Mutants(results)
     assert report.broken() == broken and not report.slow()
     text = report.text()
-    assert f"all{'20':>47}{19 - survivors:>10}{1:>10}{survivors:>10}" in text
+    assert f"{'all':<40}{21:>12}{19 - survivors:>12}{1:>12}{survivors:>12}{1:>12}" in text
     assert "survived: handler/hold.py:1 NumberReplacer\n@@ -1 +1 @@\n-one\n+two" in text
     assert text.count("survived: ") == survivors
+
+
+@pytest.mark.parametrize(
+    ("source", "possible"),
+    [("x = 1", True), ("x = {&y}", False), ("x = y is 'a'", False)],
+    ids=["good", "bad", "warned"],
+)
+def test_what_no_python_can_load_is_no_mutant(source: str, possible: bool) -> None:
+    assert mutating._is_python(source) is possible
