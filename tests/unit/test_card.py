@@ -250,6 +250,12 @@ def test_labels_come_in_the_order_of_their_index_and_may_repeat() -> None:
             id="too-many",
         ),
         pytest.param(
+            {str(i): "x" for i in range(13)},
+            "the labels don't fit the card: 13 labels for 7 classes, unexpected '10', '11', '12', '7', '8'; "
+            'index_to_name.json must map "0" to "6" to a label each',
+            id="far-too-many",
+        ),
+        pytest.param(
             {str(i): "x" for i in range(1, 8)},
             "the labels don't fit the card: 7 labels for 7 classes, missing 0, unexpected '7'; "
             'index_to_name.json must map "0" to "6" to a label each',

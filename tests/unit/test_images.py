@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from handler.errors import ImageTooLarge, InvalidImage, RequestError
-from handler.images import ACCEPTED, FORMATS, decode
+from handler.images import ACCEPTED, FORMATS, decode, decode_reduced, decoding_bytes
 from tests.support.pictures import made
 from tests.support.pictures.made import BLUE, RED, WHITE, Broken, Sample, halves, jpeg, save
 
@@ -62,8 +62,8 @@ def test_samples_cover_every_mode() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied_once(picture_format: str, orientation: int) -> None:
-    image = decode(made.oriented(orientation, picture_format), MAX_PIXELS)
-    assert image.size == (64, 32)
+    image, whole = decode_reduced(made.oriented(orientation, picture_format), MAX_PIXELS, None)
+    assert image.size == whole == (64, 32)
     assert_halves(image, RED, BLUE, 8)
 
 
@@ -297,3 +297,32 @@ def test_bomb_that_shows_only_while_decoding_is_refused(monkeypatch: pytest.Monk
 
 def test_decoding_twice_gives_the_same_pixels() -> None:
     assert decode(jpeg(), MAX_PIXELS).tobytes() == decode(jpeg(), MAX_PIXELS).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("mode", "each"),
+    [
+        *(("1", 6), ("L", 6), ("P", 6), ("RGB", 4), ("RGBA", 9), ("CMYK", 9), ("I", 15), ("F", 15)),
+        *(("I;16", 13), ("I;16L", 13), ("I;16B", 13)),
+    ],
+)
+def test_memory_of_decoding_follows_from_the_mode(mode: str, each: int) -> None:
+    """As stored, as RGB, and what turning one into the other holds in between, bytes a pixel."""
+    image = Image.new(mode, (30, 20))
+    assert decoding_bytes(image, 600) == 600 * each
+
+
+def test_memory_of_decoding_is_that_of_the_decoder_where_it_takes_more() -> None:
+    image = Image.new("RGB", (30, 20))
+    image.info["transparency"] = (1, 2, 3)
+    assert decoding_bytes(image, 600) == 600 * 9
+    for image.format, each in (("WEBP", 17), ("AVIF", 13), ("PNG", 9)):
+        assert decoding_bytes(image, 600) == 600 * each
+
+
+def test_a_progressive_jpeg_is_held_whole_however_small_it_is_decoded() -> None:
+    """Two bytes a coefficient; with 4:2:0 one and a half coefficients a pixel."""
+    image = Image.open(io.BytesIO(save(halves(size=(640, 480)), "JPEG", progressive=True, subsampling="4:2:0")))
+    image.draft("RGB", (80, 60))
+    assert image.size == (80, 60)
+    assert decoding_bytes(image, 640 * 480) == 80 * 60 * 4 + 640 * 480 * 3

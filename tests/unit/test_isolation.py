@@ -11,16 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
-from handler import reading
+from handler import isolation, memory, reading
 from handler.errors import ImageTooComplex, ImageTooLarge, InvalidImage, RequestError, ServerBusy
 from handler.images import open_picture
-from handler.isolation import Share
+from handler.isolation import BYTES_A_PIXEL, Share
 from handler.preprocessing import Preprocessing, View
 from handler.reading import PictureReader
 from handler.responses import Response
@@ -227,6 +229,18 @@ def test_memory_of_the_process_is_limited(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's")
+def test_the_time_of_one_picture_is_no_limit_of_the_next(reader: PictureReader) -> None:
+    data = save(made.noise(64, 64), "WEBP")
+    process = reader.process()
+    before = psutil.Process().rlimit(psutil.RLIMIT_CPU)[1]
+    for seconds in (5, 50):
+        process.decode(data, 0, Share(5 * 10**7, 10**8), seconds)
+        soft, hard = psutil.Process(process.pid).rlimit(psutil.RLIMIT_CPU)
+        assert soft > seconds and hard == before
+    reader.give_back(process)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's")
 def test_process_goes_first_when_memory_runs_out(reader: PictureReader) -> None:
     pixels(reader, save(made.noise(64, 64), "WEBP"))
     with open(f"/proc/{helper(reader).pid}/oom_score_adj", encoding="ascii") as file:  # noqa: PTH123
@@ -255,3 +269,34 @@ def test_process_prints_nothing_and_reads_nothing_of_the_environment(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.sep)
     assert re.search("-I", " ".join(helper(reader).cmdline()))
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (2, 1), (2, 3)])
+def test_all_decoding_processes_of_a_server_fit_together(
+    monkeypatch: pytest.MonkeyPatch, workers: int, threads: int
+) -> None:
+    """One decodes a large picture, all others small ones: each thread's, and that for slow work."""
+    left = 1_500_000_000
+    counted = Mock(return_value=workers)
+    monkeypatch.setattr(memory, "own_bytes", lambda: 7)
+    monkeypatch.setattr(memory, "workers", counted)
+    monkeypatch.setattr(memory, "left", lambda *given: left if given == (7, workers) else 0)
+    reader = PictureReader(PREPROCESSING, MAX_PIXELS, 10, threads=threads)
+    share, processes = reader.share(), workers * (threads + 1)
+    assert 0 < 4 * share.small < share.large
+    assert (processes - 1) * share.small + share.large + processes * reading.PROCESS_BYTES == left
+    assert reader.share() == share and counted.call_count == 1
+    monkeypatch.setattr(reading, "COUNT_SECONDS", -1)
+    left = 10**12
+    most = MAX_PIXELS * BYTES_A_PIXEL
+    assert reader.share() == Share(most, most) and counted.call_count == 2
+    left = 0
+    assert reader.share() == Share(0, 0)
+
+
+def test_where_the_system_tells_no_sizes_memory_is_not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    assert isolation._address_space.__wrapped__() is None

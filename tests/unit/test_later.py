@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,14 @@ def test_what_is_no_ticket_is_none(folder: Path, value: str | None) -> None:
     assert taken({} if value is None else {HEADER: value}) is None
 
 
+def test_a_result_runs_no_code(folder: Path) -> None:
+    ticket = folder / f"later-{'0' * 32}"
+    with ticket.open("wb") as file:
+        np.savez(file, number=np.array([object()]))
+    with pytest.raises(ServerBusy, match="was lost"):
+        taken({HEADER: ticket.name})
+
+
 def test_an_error_comes_back_as_itself(folder: Path, lane: tuple[Lane, list[str]]) -> None:
     for error in (ImageTooComplex("too much"), ServerBusy("not now", slow=True)):
         work = Work(error=error)
@@ -134,6 +143,22 @@ def test_tasks_take_turns_and_too_many_are_refused(folder: Path, lane: tuple[Lan
         work.over = True
     wait_until(lambda: all(ticket.stat().st_size for ticket in files))
     assert [work.started for work in works] == [1] + [2] * MAX_WAITING
+
+
+def test_a_worker_that_goes_waits_for_its_slow_work_and_not_without_end(
+    folder: Path, lane: tuple[Lane, list[str]]
+) -> None:
+    work = Work()
+    defer(lane[0], work)
+    lane[0].finish(0.2)
+    assert work.running
+    threading.Timer(0.3, lambda: setattr(work, "over", True)).start()
+    lane[0].finish(60)
+    assert work.over and lane[1] == ["test"]
+
+
+def test_a_result_that_is_due_may_still_come(folder: Path, lane: tuple[Lane, list[str]]) -> None:
+    assert lane[0].defer(Work(seconds=-10)).headers[HEADER].endswith(f" {later.GRACE_S}")
 
 
 def test_work_for_nobody_and_work_that_is_late_is_left_off(folder: Path, lane: tuple[Lane, list[str]]) -> None:

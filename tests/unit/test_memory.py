@@ -39,3 +39,18 @@ def test_all_processes_of_a_server_fit() -> None:
     assert one - two == base + memory.REQUEST_BYTES
     assert one < 0.7 * whole - base
     assert memory.workers() == 1, "outside of TorchServe"
+
+
+def test_workers_are_counted_among_the_processes_beside_this_one() -> None:
+    """All that TorchServe started: of them two workers, and this one."""
+    count = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from handler import memory; print(memory.workers())"
+    frontend = (
+        "import subprocess, sys\n"
+        "wait = [sys.executable, '-c', 'input()']\n"
+        "others = [[*wait, 'model_service_worker.py'], [*wait, '/ts/model_service_worker.py', '--port'], wait]\n"
+        "started = [subprocess.Popen(other, stdin=subprocess.PIPE) for other in others]\n"
+        f"print(subprocess.run([sys.executable, '-c', {count!r}], check=True, capture_output=True, text=True).stdout)\n"
+        "[process.communicate(b'\\n') for process in started]\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", frontend], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "2"

@@ -170,6 +170,10 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
         {"inputs": [pixels(np.zeros((1, 2, 2, 4), int))]},
         *(400, f"received pixels of 4 channels, expected 3, RGB; {ACCEPTED}"),
     ),
+    "one-channel": (
+        {"inputs": [pixels(np.zeros((1, 2, 2, 1), int))]},
+        *(400, f"received pixels of 1 channels, expected 3, RGB; {ACCEPTED}"),
+    ),
     "range": (
         {"inputs": [pixels(np.full((1, 1, 1, 3), 256))]},
         *(400, "received other data of 'pixels' than whole numbers from 0 to 255"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -378,6 +379,7 @@ def test_fields_of_explanations_and_predictions_are_their_own() -> None:
 def test_slow_explanations_are_one_a_request() -> None:
     two = {"instances": [{"data": TEXT}] * 2}
     assert explained({"body": two}).instances
+    assert explained({"body": {**two, **json.loads('{"method": "grad-cam"}')}}).instances
     slow = {"method": "integrated-gradients"}
     assert explained({"body": {"instances": [{"data": TEXT}], **slow}}).pictures == [PICTURE]
     with pytest.raises(TooManyInstances, match=r"^received 2 instances for integrated-gradients, .* in a request$"):
