@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections import Counter
@@ -209,8 +210,8 @@ def test_full_disk_for_the_logs_changes_no_answer(model_store: Path) -> None:
 
 def test_full_disk_deploys_nothing_and_the_old_version_serves(tmp_path: Path) -> None:
     """An archive is unpacked into the temporary folder, which has no place for it."""
-    store, temporary, port = tmp_path / "store", tmp_path / "temporary", str(free_ports())
-    temporary.mkdir()
+    store, port = tmp_path / "store", str(free_ports())
+    temporary = Path(tempfile.mkdtemp(prefix="densenet-full-"))  # sockets in it have paths of 107 bytes at most
     new, python = write_new_version(store), shlex.quote(sys.executable)
     golden = write_golden(tmp_path, f"{NEW_LABEL}cat")
     deploy = f"{python} scripts/deploy.py {new} --golden {golden} --port {port}"
@@ -224,6 +225,7 @@ def test_full_disk_deploys_nothing_and_the_old_version_serves(tmp_path: Path) ->
         {python} scripts/deploy.py --list --port {port} > {tmp_path}/list
     """
     result = in_mounts(mounts, "predict.py", str(CHELSEA), "--port", port)
+    temporary.rmdir()  # what was mounted there has gone with the namespace
     assert result.returncode == 0, result.stderr
     assert "new " not in result.stdout
     refused = (tmp_path / "refused").read_text(encoding="utf-8")
