@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the tests, several at a time.
 
-python3 scripts/test.py                  # what proves the product on a laptop, about 7 minutes on two cores
+python3 scripts/test.py                  # what proves the product on a laptop, 6 minutes on two cores
 python3 scripts/test.py tests/unit       # without a server, at each save
 python3 scripts/test.py --all            # everything, with coverage: images, nginx, Prometheus, a browser, faults
 python3 scripts/test.py tests/unit/test_topk.py -x    # arguments go to pytest

@@ -33,7 +33,7 @@ print(json.dumps(codes), file=sys.stderr)
 def test_the_commands_are_found() -> None:
     assert len(SCRIPTS) >= 18
     assert [path.stem for path in LONG] == [
-        *("fuzz", "fuzz_coverage", "kill_workers", "limits", "neighbours", "overload", "soak", "swaps"),
+        *("fuzz", "fuzz_coverage", "kill_workers", "limits", "mutation", "neighbours", "overload", "soak", "swaps"),
     ]
 
 
