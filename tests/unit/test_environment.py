@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ from tests.support.machine.wheels import write_wheel
 REPOSITORY = Path(__file__).resolve().parents[2]
 DIGESTS: dict[str, str] = {}
 """SHA-256 of the wheels that pip finds, by requirement."""
+PIP = Path(sysconfig.get_path("purelib"), "pip")
+"""Not imported: setuptools would warn then, where another test has loaded distutils."""
 THIS_VERSION = "{}.{}".format(*sys.version_info[:2])
 posix = pytest.mark.skipif(os.name != "posix", reason="shell scripts as stand-ins")
 
@@ -56,15 +59,13 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fast_venv(self: Environment, base: str) -> bool:
     """``python -m venv`` without the slow ensurepip: pip is the one that runs these tests."""
-    import pip
-
     if not self._call(sys.executable, "-m", "venv", "--without-pip", self._target()):
         return False
     packages = next(self.venv.glob("lib/python*/site-packages"), self.venv / "Lib" / "site-packages")
     if os.name == "posix":
-        (packages / "pip").symlink_to(Path(pip.__file__).parent)
+        (packages / "pip").symlink_to(PIP)
     else:  # pragma: no cover (Windows: links need a privilege)
-        shutil.copytree(Path(pip.__file__).parent, packages / "pip")
+        shutil.copytree(PIP, packages / "pip")
     return True
 
 
