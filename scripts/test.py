@@ -49,13 +49,14 @@ def passes(everything: bool, jobs: int, arguments: list[str]) -> list[list[str]]
     folders = [argument for argument in arguments if (ROOT / argument).is_dir()] or ["tests"]
     options = [argument for argument in arguments if argument not in folders] or ["--durations=15"]
     tier = "" if everything else "not slow and "
-    alone = [*_with_alone(folders), *options, "-m", f"{tier}alone"]
+    files = _with_alone(folders)
+    alone = [*files, *options, "-m", f"{tier}alone"]
     beside = [*folders, *options, "-m", f"{tier}not alone"]
     beside += ["-n", str(jobs), "--no-loadscope-reorder"]
     if everything:
         beside += ["--cov", "--cov-fail-under=0", "--cov-report="]
         alone += ["--cov", "--cov-append", "--cov-report=term-missing:skip-covered"]
-    return [beside, alone] if _with_alone(folders) else [beside]
+    return [beside, alone] if files else [beside]
 
 
 def _with_alone(folders: Sequence[str]) -> list[str]:

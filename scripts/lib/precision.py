@@ -196,15 +196,14 @@ class Exact:
     """
 
     def __init__(self, model: ModelFolder, pictures: Sequence[Picture]) -> None:
-        import torch
-
         from scripts.lib.evaluation import class_indices
+        from scripts.lib.tracing import CPU
 
         self.targets = np.array(class_indices(model, pictures, " of --pictures"))  # (P,)
         self.model, self.pictures = model, pictures
         self.preprocessing = Preprocessing.of(model.card)
         plain = replace(model.card, runtime="torch", precision="float32")
-        runtime = load_runtime(plain, paths.CACHE, model.weights, torch.device("cpu"))
+        runtime = load_runtime(plain, paths.CACHE, model.weights, CPU)
         self.labels = self._labels(runtime, "measuring PyTorch in float32", self._exactly)  # (P,)
 
     def beside(self, card: ModelCard, files: Mapping[str, bytes], calibration: str = "") -> Verification:
