@@ -492,7 +492,10 @@ def test_a_host_that_hangs_costs_the_requests_that_it_has(hosts: list[Server], l
     """
     clients, silent = 4, 5
     stopped = workers_of(hosts[0])
-    replace = {"proxy_read_timeout 45s": f"proxy_read_timeout {silent}s"}
+    replace = {
+        "proxy_read_timeout 45s": f"proxy_read_timeout {silent}s",
+        "proxy_next_upstream_timeout 8s": f"proxy_next_upstream_timeout {silent - 1}s",
+    }
     with (
         front_door(address(hosts[0]), replace=replace) as one,
         front_door(*map(address, hosts[:2]), replace=replace) as two,
@@ -551,7 +554,7 @@ def test_slow_pictures_cost_no_host_and_no_other_request(hosts: list[Server], la
 
 
 def test_workers_that_cannot_start_are_503_within_five_seconds_on_every_route(hosts: list[Server], label: str) -> None:
-    """TorchServe by itself would leave these without an answer; another host gives its own."""
+    """TorchServe by itself would leave these without an answer; another host gives its own, if a third one is dead, too."""
     instance = {"b64": base64.b64encode(PICTURE).decode()}
     v2 = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [instance["b64"]]}]}
     forms: dict[str, dict[str, object]] = {
@@ -570,6 +573,7 @@ def test_workers_that_cannot_start_are_503_within_five_seconds_on_every_route(ho
     with (
         front_door(address(hosts[0])) as one,
         front_door(*map(address, hosts[:2])) as two,
+        front_door(f"127.0.0.5:{free_ports()}", *map(address, hosts[:2])) as three,
         ThreadPoolExecutor() as pool,
     ):
         try:
@@ -578,7 +582,7 @@ def test_workers_that_cannot_start_are_503_within_five_seconds_on_every_route(ho
                 worker.kill()
             wait_until(lambda: not hosts[0].management.status().ready, TIMEOUT_S, lambda: "the worker lives")
             answers = dict(zip(forms, pool.map(post, [one] * len(forms), forms)))
-            others = [post(two, route).status_code for route in forms for _ in range(2)]
+            others = [post(door, route).status_code for door in (two, three) for route in forms for _ in range(4)]
         finally:
             handler.write_text(text, encoding="utf-8")
         for route, answer in answers.items():

@@ -135,11 +135,11 @@ CHAIN: list[tuple[tuple[str, ...], float, str]] = [
     (("gradients.SECONDS",), COMPUTING_S, "responseTimeout"),
     (("QUEUE_SECONDS", "max_wait_seconds"), COMPUTING_S, "proxy_read_timeout"),
     (("QUEUE_SECONDS", "responseTimeout"), 0, "proxy_read_timeout, slow"),
-    (("X-Densenet-Patience", "proxy_next_upstream_timeout", "proxy_read_timeout, slow"), 0, "proxy-read-timeout"),
+    (("proxy_next_upstream_timeout", "proxy_read_timeout, slow"), 0, "proxy-read-timeout"),
     (("proxy-read-timeout",), COMPUTING_S, "TIMEOUT_S"),
     # A host without a READY worker, and hosts that can't be reached: another one, or 503 within 5 s.
     (("X-Densenet-Patience",), 0, "PATIENCE_SECONDS"),
-    (("X-Densenet-Patience",), 0, "proxy_next_upstream_timeout"),
+    (("X-Densenet-Patience",) * 2, 0, "proxy_next_upstream_timeout"),
     (("proxy_connect_timeout",) * 3, 0, "proxy_next_upstream_timeout"),
     # What one host is silent about goes to no other.
     (("proxy_next_upstream_timeout",), COMPUTING_S, "proxy_read_timeout"),
@@ -154,7 +154,7 @@ CHAIN: list[tuple[tuple[str, ...], float, str]] = [
         for who in ("stop_grace_period", "terminationGracePeriodSeconds")
     ),
     *(
-        (("X-Densenet-Patience", "proxy_next_upstream_timeout", "proxy_read_timeout, slow"), 0, f"{who}, front-door")
+        (("proxy_next_upstream_timeout", "proxy_read_timeout, slow"), 0, f"{who}, front-door")
         for who in ("stop_grace_period", "terminationGracePeriodSeconds")
     ),
     # Starting, and being restarted.

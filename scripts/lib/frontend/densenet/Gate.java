@@ -47,6 +47,9 @@ final class Gate extends ChannelDuplexHandler {
     /** Tells the front door that this 503 is of a request with which a worker died: another host's would, too. */
     static final String WORKER_DIED = "X-Densenet-Worker-Died";
 
+    /** Of the handler's 503 for a request that takes too long. */
+    private static final String SLOW = "X-Densenet-Slow";
+
     private static final Pattern SEPARATOR = Pattern.compile("[/?]");
 
     /** Bytes that are counted at once of a body whose length isn't told. */
@@ -247,11 +250,25 @@ final class Gate extends ChannelDuplexHandler {
             } else if (text.contains(WorkerDied.class.getSimpleName())) {
                 response.headers().set(WORKER_DIED, 1);
             }
+            if (isForAnotherHost(response)) {
+                response.setStatus(HttpResponseStatus.FORBIDDEN);
+            }
         }
         if (request != null && !HttpUtil.isKeepAlive(request)) {
             response.headers().set(HttpHeaderNames.CONNECTION, HttpHeaderValues.CLOSE);
         }
         ends = response.headers().contains(HttpHeaderNames.CONNECTION, HttpHeaderValues.CLOSE, true);
+    }
+
+    /**
+     * Whether a 503 is a refusal that the front door asks another host about: not of what a worker died of, or is slow.
+     * To nginx, 403 is the error that it asks another host about and that doesn't count as a failure of this one.
+     */
+    private boolean isForAnotherHost(HttpResponse response) {
+        return request != null
+                && request.headers().contains(Waiting.PATIENCE)
+                && !response.headers().contains(WORKER_DIED)
+                && !response.headers().contains(SLOW);
     }
 
     private static String text(HttpResponse response) {
