@@ -28,14 +28,25 @@ NOTHING_COLLECTED = 5
 """Pytest's exit status."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        """Pass on what it doesn't know, in its order: ``argparse.REMAINDER`` can't begin with an option."""
+        known, rest = self.parse_known_args(args, namespace)
+        known.pytest = rest
+        return known
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``test.py``."""
-    parser = argparse.ArgumentParser(
-        prog="test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="test.py",
+        usage="%(prog)s [--all] [--jobs N] [ARGUMENT of pytest …]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --co is pytest's
     )
     parser.add_argument("--all", action="store_true", help="also what is slow or needs programs; measures coverage")
     parser.add_argument("--jobs", type=int, metavar="N", help=f"at a time (default the cores, at most {MOST_JOBS})")
-    parser.add_argument("pytest", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="for pytest")
     return parser
 
 

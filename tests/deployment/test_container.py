@@ -102,7 +102,9 @@ def test_the_last_stage_holds_what_serving_needs_and_nothing_else(served: Served
         "find /var/lib/apt/lists /var/cache/apt /root /etc/pip.conf /app/tests /app/.git -type f -size +4k 2>/dev/null"
     )
     assert served.container.execute("sh", "-c", look).stdout == ""
-    packages = served.container.execute("sh", "-c", "cd /app/.venv/lib/python3.*/site-packages && ls -d *").stdout.split()
+    packages = served.container.execute(
+        "sh", "-c", "cd /app/.venv/lib/python3.*/site-packages && ls -d *"
+    ).stdout.split()
     assert "torch" in packages
     assert not {"pip", "triton"} & set(packages)
 

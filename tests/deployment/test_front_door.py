@@ -554,7 +554,7 @@ def test_slow_pictures_cost_no_host_and_no_other_request(hosts: list[Server], la
 
 
 def test_workers_that_cannot_start_are_503_within_five_seconds_on_every_route(hosts: list[Server], label: str) -> None:
-    """TorchServe by itself would leave these without an answer; another host gives its own, if a third one is dead, too."""
+    """TorchServe by itself would leave these without an answer; another host gives its own, even if a third is dead."""
     instance = {"b64": base64.b64encode(PICTURE).decode()}
     v2 = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [instance["b64"]]}]}
     forms: dict[str, dict[str, object]] = {

@@ -62,6 +62,13 @@ def test_what_is_named_runs_as_it_is(arguments: list[str]) -> None:
     assert command.passes(False, 2, arguments) == [arguments]
 
 
+def test_what_it_does_not_know_goes_to_pytest() -> None:
+    options = ["-x", "-k", "topk", "--all", "tests/unit", "--durations=3", "--jobs", "3", "--co"]
+    args = command.build_parser().parse_args(options)
+    assert args.pytest == ["-x", "-k", "topk", "tests/unit", "--durations=3", "--co"]
+    assert (args.all, args.jobs) == (True, 3)
+
+
 def test_the_judge_runs_everything() -> None:
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert "python3 scripts/test.py --all" in lines
