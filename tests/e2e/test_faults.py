@@ -328,7 +328,7 @@ def test_with_too_little_memory_serve_py_ends(tmp_path: Path) -> None:
     port = free_ports()
     with memory_group() as group:
         group.limit(TOO_LITTLE_BYTES)
-        with in_foreground(group.shell, port, tmp_path) as process:
+        with in_foreground(group.shell, port, tmp_path, weights="bundled") as process:
             assert process.wait(timeout=120) != 0
             assert group.kills() > 0
         assert not group.processes(), "stop.py left something running"

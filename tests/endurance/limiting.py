@@ -30,7 +30,6 @@ from tests.support.pictures.made import bomb
 from tests.support.servers.running import Running, command, command_by
 
 GIB = 2**30
-AT_ONCE = 100
 ANSWER_TIMEOUT_S = 300
 REST_S = 180
 """After the last request, for memory to come back and for the queue to be empty."""
@@ -132,12 +131,13 @@ def confined(size: int, model_store: Path, workers: int) -> Iterator[tuple[Runni
             command("stop.py", "--port", str(port))
 
 
-def press(server: Running, group: Group, size: int, rounds: int, port: int | None = None) -> Pressure:
-    """Send every load AT_ONCE times at once, one after the other, and then all of them mixed.
+def press(server: Running, group: Group, size: int, rounds: int, at_once: int, port: int | None = None) -> Pressure:
+    """Send every load ``at_once`` times at once, one after the other, and then all of them mixed.
 
     Args:
         server: in ``group`` of ``size`` bytes.
         rounds: how often.
+        at_once: requests.
         port: where they are sent; None: straight at the server.
     """
     report = Pressure(size)
@@ -155,11 +155,11 @@ def press(server: Running, group: Group, size: int, rounds: int, port: int | Non
         with lock:
             report.answers[load, status] += 1
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         for _ in range(rounds):
             for load in loads():
-                list(pool.map(send, [load] * AT_ONCE))
-            list(pool.map(send, itertools.islice(itertools.cycle(loads()), AT_ONCE)))
+                list(pool.map(send, [load] * at_once))
+            list(pool.map(send, itertools.islice(itertools.cycle(loads()), at_once)))
     try:
         wait_until(lambda: exchange(target, GOOD, ANSWER_TIMEOUT_S).status == 200, REST_S)
         deadline = time.monotonic() + REST_S

@@ -27,11 +27,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser(__file__, __doc__)
     add = parser.add_argument
     add("--sizes", type=float, nargs="+", default=[1.5, 2.0, 3.0], metavar="GIB", help="(default 1.5 2 3)")
-    add("--rounds", type=positive, default=2, metavar="N", help="of every load, 100 at once (default 2)")
+    add("--rounds", type=positive, default=2, metavar="N", help="of every load (default 2)")
+    add("--at-once", type=positive, default=100, metavar="N", help="requests (default 100)")
     return parser
 
 
-def judge(gib: float, through: bool, rounds: int) -> Pressure:
+def judge(gib: float, through: bool, rounds: int, at_once: int) -> Pressure:
     """Press a server in a group of ``gib`` GiB, ``through`` nginx or straight."""
     import tempfile
     from contextlib import ExitStack
@@ -44,7 +45,7 @@ def judge(gib: float, through: bool, rounds: int) -> Pressure:
         size = int(gib * GIB)
         server, group = stack.enter_context(confined(size, store, workers=2 if gib >= 3 else 1))
         port = stack.enter_context(front_door(f"127.0.0.1:{server.port}")).port if through else None
-        return press(server, group, size, rounds, port)
+        return press(server, group, size, rounds, at_once, port)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -52,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     failed = False
     for gib in args.sizes:
         for through in (False, True):
-            report = judge(gib, through, args.rounds)
+            report = judge(gib, through, args.rounds, args.at_once)
             print(f"{'through nginx' if through else 'straight'}, {report.text()}", flush=True)
             failed |= bool(report.broken())
     return int(failed)

@@ -15,10 +15,12 @@ from tests.support.machine.waiting import wait_until
 from tests.support.pictures.golden import CHELSEA
 
 PICTURE = CHELSEA.read_bytes()
+PAUSE_S = 0.05
+"""After each answer: what is waited for beside the load, such as a worker's start, needs the processor, too."""
 
 
 class Load:
-    """Requests without a pause from several threads; keeps each answer's status, and counts the labels."""
+    """Requests one after the other from several threads; keeps each answer's status, and counts the labels."""
 
     def __init__(self, url: str, threads: int = 3) -> None:
         self.url, self.answers, self._stop = url, list[int | str](), threading.Event()
@@ -35,6 +37,7 @@ class Load:
                     self.answers.append(answer.status_code)
                 except requests.RequestException as error:
                     self.answers.append(type(error).__name__)
+                self._stop.wait(PAUSE_S)
 
     def wait_for(self, answers: int, timeout: float = 60) -> None:
         """Wait until so many more requests were answered."""

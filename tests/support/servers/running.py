@@ -114,12 +114,8 @@ def bundled_archive() -> Path:
 def serving(model_store: Path, *flags: str, weights: Path | None = None, **environment: str) -> Iterator[Running]:
     """A server started by ``serve.py --detach`` and stopped by ``stop.py``; by default of the bundled model."""
     port = free_ports()
-    if weights is None:
-        weights = archive_path(model_store)
-        if not weights.exists():
-            shutil.copy(bundled_archive(), weights)
     started = command(
-        *("serve.py", "--detach", "--weights", str(weights), "--port", str(port)),
+        *("serve.py", "--detach", "--weights", str(weights or archive_in(model_store)), "--port", str(port)),
         *("--model-store", str(model_store), *flags),
         **environment,
     )
@@ -131,11 +127,20 @@ def serving(model_store: Path, *flags: str, weights: Path | None = None, **envir
         assert stopped.returncode == 0, stopped.stderr
 
 
+def archive_in(model_store: Path) -> Path:
+    """The archive of the bundled model in a model store, put there if need be."""
+    archive = archive_path(model_store)
+    if not archive.exists():
+        shutil.copy(bundled_archive(), archive)
+    return archive
+
+
 @contextmanager
 def foreground(model_store: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """``serve.py`` in the foreground, READY; the process and its port."""
     port = free_ports()
-    arguments = ["--weights", "bundled", "--port", str(port), "--model-store", str(model_store), "--workers", "1"]
+    weights = str(archive_in(model_store))
+    arguments = ["--weights", weights, "--port", str(port), "--model-store", str(model_store), "--workers", "1"]
     with subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "serve.py"), *arguments],
         env={**os.environ, "DENSENET_NO_VENV": "1"},
@@ -152,10 +157,16 @@ def foreground(model_store: Path) -> Iterator[tuple[subprocess.Popen[str], int]]
 
 @contextmanager
 def in_foreground(
-    wrapper: Callable[..., list[str]], port: int, model_store: Path, workers: int = 1, **environment: str
+    wrapper: Callable[..., list[str]],
+    port: int,
+    model_store: Path,
+    workers: int = 1,
+    weights: str | None = None,
+    **environment: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """``serve.py`` in the foreground by ``wrapper``; stopped, with whatever it started, at the end."""
-    serve = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--weights", "bundled", "--workers", str(workers)]
+    weights = weights or str(archive_in(model_store))
+    serve = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--weights", weights, "--workers", str(workers)]
     settings = {**os.environ, "DENSENET_NO_VENV": "1", **environment}
     log = model_store / "output.log"
     with log.open("wb") as output:
