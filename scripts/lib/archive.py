@@ -266,7 +266,8 @@ def build_archive(files: Mapping[str, bytes], version: str = VERSION) -> bytes:
         environment = {**os.environ, "TMPDIR": temporary, "TEMP": temporary, "TMP": temporary}
         command = [
             *(sys.executable, "-m", "model_archiver.model_packaging"),
-            *("--model-name", MODEL_NAME, "--version", version),
+            # stored, as it is in the end
+            *("--model-name", MODEL_NAME, "--version", version, "--archive-format", "zip-store"),
             *("--serialized-file", str(stage / WEIGHTS), "--handler", str(stage / ENTRY)),
             *("--config-file", str(stage / MODEL_CONFIG)),
             *("--extra-files", ",".join(map(str, extra)), "--export-path", str(out)),

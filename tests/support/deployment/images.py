@@ -182,7 +182,7 @@ class Container:
             assert self.state()["Status"] == "running", self.logs()
             return False
 
-        wait_until(healthy, timeout, self.logs, pause=0.5)
+        wait_until(healthy, timeout, self.logs, pause=2)  # each look starts a Python
 
     def wait_for_line(self, text: str, timeout: float = 180) -> None:
         """Wait until its first process has printed ``text``."""
@@ -193,11 +193,11 @@ class Container:
             assert self.state()["Status"] == "running", self.logs()
             return False
 
-        wait_until(printed, timeout, self.logs)
+        wait_until(printed, timeout, self.logs, pause=0.5)
 
     def wait_for_end(self, timeout: float = 120) -> int:
         """Wait until it has ended; its exit code."""
-        wait_until(lambda: self.state()["Status"] != "running", timeout, self.logs)
+        wait_until(lambda: self.state()["Status"] != "running", timeout, self.logs, pause=0.5)
         return int(self.state()["ExitCode"])
 
 
