@@ -79,8 +79,7 @@ def test_of_two_servers_on_one_port_one_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_servers_of_one_model_store_serve_each_its_own(tmp_path: Path, other: ModelFolder) -> None:
-    first = free_ports()
-    ports = {first: "densenet-pets", first + 10: other.card.name}
+    ports = {free_ports(): "densenet-pets", free_ports(): other.card.name}
     both = [
         serve(port, tmp_path, weights, "--detach") for port, weights in zip(ports, (BUNDLED, other.path), strict=True)
     ]

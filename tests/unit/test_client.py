@@ -281,7 +281,7 @@ def test_asynchronously() -> None:
                 assert result.answer
                 break
 
-    with answering(200, delay=0.01) as (url, seen):
+    with answering(200, delay=0.2) as (url, seen):
         asyncio.run(run(url))
     assert seen.most == 2
     assert len(seen.requests) < 20

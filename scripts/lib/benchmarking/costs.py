@@ -358,7 +358,7 @@ def server_loads(
     for repeat in range(repeats):
         for (name, workers), each in points.items():
             with serving(stores[name], java_home, workers) as server:
-                measure_load(server.port, server.pid, content, 2 * workers, 0.1, START_S)
+                measure_load(server.port, server.pid, content, 2 * workers, 1.0, START_S)
                 # Java still gets faster with its first thousands of requests: every other repetition goes the other way
                 for concurrency in each[:: -1 if repeat % 2 else 1]:
                     loads[name, workers, concurrency].append(
