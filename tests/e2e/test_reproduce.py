@@ -32,7 +32,7 @@ def test_the_card_names_the_recipe() -> None:
 
 
 def test_four_models_from_one_command(tmp_path: Path) -> None:
-    scenes, data = write_scenes(tmp_path / "scenes", per_class=36), tmp_path / "data"
+    scenes, data = write_scenes(tmp_path / "scenes", per_class=28), tmp_path / "data"
     for folder, scene in (("oxford-pets/Abyssinian", "chelsea"), ("imagewoof/dingo", "grace_hopper")):
         (data / folder).parent.mkdir(parents=True)
         (scenes / scene).rename(data / folder)

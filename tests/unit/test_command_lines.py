@@ -16,11 +16,14 @@ SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.py") if path.name !
 LONG = sorted(path for path in (ROOT / "tests" / "endurance").glob("*.py") if "__main__" in path.read_text("utf-8"))
 """The commands of tests/endurance; what lies beside them are their engines."""
 COMMANDS = [*SCRIPTS, *LONG]
+WRONG = {"test.py": "--jobs"}
+"""A wrong use of a command, where it isn't an unknown flag: those of test.py are pytest's."""
 WITHOUT_PACKAGES = """
-import json, runpy, sys
+import json, os, runpy, sys
 codes = []
-for path in sys.argv[1:]:
-    for flag in ("--help", "--no-such-flag"):
+wrong = json.loads(sys.argv[1])
+for path in sys.argv[2:]:
+    for flag in ("--help", wrong.get(os.path.basename(path), "--no-such-flag")):
         sys.argv = [path, flag]
         try:
             runpy.run_path(path, run_name="__main__")
@@ -47,14 +50,14 @@ def test_a_command_says_what_it_does(path: Path) -> None:
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_wrong_use_ends_with_2(path: Path) -> None:
-    told = called(str(path), "--no-such-flag")
+    told = called(str(path), WRONG.get(path.name, "--no-such-flag"))
     assert (told.returncode, told.stdout) == (2, "")
     assert f"{path.name}: error: " in told.stderr
 
 
 def test_help_needs_no_package() -> None:
     """One process for all, in which there are none: help comes at once, and before the set-up."""
-    isolated = [sys.executable, "-S", "-c", WITHOUT_PACKAGES, *map(str, COMMANDS)]
+    isolated = [sys.executable, "-S", "-c", WITHOUT_PACKAGES, json.dumps(WRONG), *map(str, COMMANDS)]
     done = subprocess.run(isolated, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stderr.splitlines()[-1]) == [0, 2] * len(COMMANDS)
