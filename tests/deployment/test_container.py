@@ -270,4 +270,5 @@ def test_a_file_has_all_of_it(engine: Engine, image: dict[str, Any]) -> None:
     file.unlink()
     assert manifest["RepoTags"] == [IMAGE]
     assert {name: value for name, value in config.items() if name in image["Config"]} == image["Config"]
+    assert config["Healthcheck"] == image["Healthcheck"]
     assert layers == pytest.approx(image["Size"], rel=0.05)

@@ -23,6 +23,8 @@ KILL_S = 10
 COMPUTING_S = 5
 """Room for what is neither decoding nor waiting: the network, on a machine that does other things, too."""
 MANAGEMENT = ROOT / "scripts" / "lib" / "management.py"
+POLL_S = 1
+"""The agent looks at the queues five times a second."""
 INGRESS_KEEPS_S = 60
 """upstream-keepalive-timeout of ingress-nginx, its default."""
 
@@ -141,7 +143,8 @@ CHAIN: list[tuple[tuple[str, ...], float, str]] = [
     (("X-Densenet-Patience",), 0, "PATIENCE_SECONDS"),
     (("X-Densenet-Patience",) * 2, 0, "proxy_next_upstream_timeout"),
     (("proxy_connect_timeout",) * 3, 0, "proxy_next_upstream_timeout"),
-    # What one host is silent about goes to no other.
+    # What waits behind a request that hangs goes to another host; what one host is silent about doesn't.
+    (("QUEUE_SECONDS",), POLL_S, "proxy_next_upstream_timeout"),
     (("proxy_next_upstream_timeout",), COMPUTING_S, "proxy_read_timeout"),
     # Connections that are kept: who sends closes first.
     (("keepalive_timeout, hosts", "keepalive_time, hosts"), COMPUTING_S, "IDLE_SECONDS"),

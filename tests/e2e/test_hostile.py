@@ -111,6 +111,14 @@ def test_path_without_a_slash_is_a_clients_error(server: Running, path: str) -> 
     assert reply.is_proper
 
 
+@pytest.mark.parametrize("path", ["/%zz", "/predictions/%", "/densenet/predict?topk=%zz", "/invocations?a=%"])
+def test_what_cannot_be_decoded_is_a_clients_error(server: Running, path: str) -> None:
+    """TorchServe says 403, which the front door would take for a refusal of this host."""
+    reply = exchange(server.port, request(CHELSEA.read_bytes(), path=path), TIMEOUT_S)
+    assert (reply.status, reply.is_proper) == (400, True)
+    assert b"received what can't be decoded: " in reply.body
+
+
 def test_json_of_any_depth_is_a_clients_error(server: Running) -> None:
     for depth in (100, 10_000, 10_000_000):
         reply = exchange(server.port, request(b"[" * depth, hostile.JSON), TIMEOUT_S)

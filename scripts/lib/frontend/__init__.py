@@ -14,6 +14,7 @@ TorchServe is archived, so that what is wrong in it is mended here:
 * messages over gRPC arrive in any number, and fill the memory: ``GrpcGate``
 * any folder of the machine is taken as a model, and a symbolic link is followed: ``StoredArchive``
 * ``OPTIONS`` answers with a wrong description (``ModelDescription``), or with 500 (``PathDecoder``)
+* what can't be decoded, such as a query, is answered with 403: ``Answers``
 
 ``densenet/FrontendAgent.java`` tells how these get in. ``python3 -m scripts.lib.frontend`` compiles them anew
 with javac 17; a test compiles them and compares the bytes.

@@ -36,7 +36,9 @@ public final class FrontendAgent implements ClassFileTransformer {
                     TORCHSERVE + "workflow/api/http/WorkflowInferenceRequestHandler",
                     Map.of("io/netty/handler/codec/http/multipart/HttpPostRequestDecoder", "densenet/FormDecoder"),
                     TORCHSERVE + "http/HttpRequestHandler",
-                    Map.of("io/netty/handler/codec/http/QueryStringDecoder", "densenet/PathDecoder"),
+                    Map.of(
+                            "io/netty/handler/codec/http/QueryStringDecoder", "densenet/PathDecoder",
+                            TORCHSERVE + "util/NettyUtils", "densenet/Answers"),
                     TORCHSERVE + "ServerInitializer",
                     Map.of("io/netty/handler/codec/http/HttpObjectAggregator", "densenet/RequestAggregator"),
                     TORCHSERVE + "archive/model/ModelArchive",

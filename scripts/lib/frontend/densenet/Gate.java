@@ -262,7 +262,7 @@ final class Gate extends ChannelDuplexHandler {
 
     /**
      * Whether a 503 is a refusal that the front door asks another host about: not of what a worker died of, or is slow.
-     * To nginx, 403 is the error that it asks another host about and that doesn't count as a failure of this one.
+     * About 403 nginx asks another host, and doesn't count it as a failure of this one. TorchServe's own are 400: Answers.
      */
     private boolean isForAnotherHost(HttpResponse response) {
         return request != null
