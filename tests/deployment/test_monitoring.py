@@ -160,8 +160,11 @@ def answers(server: Running, prometheus: Prometheus) -> Counter[int]:
     statuses: Counter[int] = Counter()
     with ThreadPoolExecutor(8) as pool:
         statuses.update(pool.map(send, mixed[: len(mixed) // 2]))
-    with ThreadPoolExecutor(2 * QUEUE) as pool:
-        statuses.update(pool.map(send, [good[1]] * 2 * QUEUE))
+    for times in range(2, 8):  # on a busy machine this client may be too slow for the queue to fill
+        with ThreadPoolExecutor(times * QUEUE) as pool:
+            statuses.update(pool.map(send, [good[1]] * times * QUEUE))
+        if statuses[503]:
+            break
     with ThreadPoolExecutor(8) as pool:
         statuses.update(pool.map(send, mixed[len(mixed) // 2 :]))
     assert statuses[400] == 20
