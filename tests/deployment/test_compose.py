@@ -82,7 +82,12 @@ def up(engine: Engine, image: Mapping[str, Any], tmp_path_factory: pytest.TempPa
         assert started.returncode == 0, started.stdout + started.stderr
         up = Up(engine, folder, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}", compose)
         predictions = f"{up.front_door}/predictions/densenet"
-        wait_until(lambda: requests.put(predictions, data=PICTURE, timeout=9).ok, PATIENCE_S, pause=0.5)
+        wait_until(
+            lambda: requests.put(predictions, data=PICTURE, timeout=9).ok,
+            PATIENCE_S,
+            lambda: compose("logs").stdout[-3000:],
+            pause=0.5,
+        )
         yield up
     finally:
         ended = compose("down", "--volumes")
