@@ -21,9 +21,11 @@ COPY requirements.lock requirements-torch.lock ./
 COPY scripts/__init__.py scripts/
 COPY scripts/lib/__init__.py scripts/lib/console.py scripts/lib/environment.py scripts/lib/locking.py scripts/lib/paths.py scripts/lib/
 RUN python3 -m scripts.lib.environment \
-    # nobody installs anything into an image, and nobody compiles against torch or with torch.compile (triton, 0.9 GB)
-    && rm -rf .venv/lib/python3.11/site-packages/pip .venv/lib/python3.11/site-packages/pip-* \
-        .venv/lib/python3.11/site-packages/torch/include .venv/lib/python3.11/site-packages/triton*
+    # nobody installs anything into an image, and nobody compiles against torch
+    && rm -r .venv/lib/python3.11/site-packages/pip .venv/lib/python3.11/site-packages/pip-* \
+        .venv/lib/python3.11/site-packages/torch/include \
+    # nor with torch.compile: 0.9 GB, which CPU builds of torch don't bring
+    && rm -rf .venv/lib/python3.11/site-packages/triton*
 COPY . .
 # What is served unless a container is told otherwise: --weights of build_archive.py.
 ARG WEIGHTS=bundled

@@ -108,18 +108,8 @@ def _file(test: str) -> str:
 
 
 def _measure(data: Path, durations: Path) -> None:
-    options = ["--cov=handler", "--cov-context=test", "--cov-report=", "--cov-fail-under=0"]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "tests/unit",
-        "-n",
-        "auto",
-        *options,
-        f"--junitxml={durations}.part",
-    ]
+    options = ["-n", "auto", "--cov=handler", "--cov-context=test", "--cov-report=", "--cov-fail-under=0"]
+    command = [sys.executable, "-m", "pytest", "-q", "tests/unit", *options, f"--junitxml={durations}.part"]
     if subprocess.run(command, cwd=ROOT, env={**os.environ, "COVERAGE_FILE": str(data)}, check=False).returncode:
         raise CommandError("the unit tests fail as it is; mend that first")
     Path(f"{durations}.part").replace(durations)
