@@ -5,31 +5,18 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    IcoImagePlugin,
-    Image,
-    ImageMath,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from handler import colour, formats, jpeg
 from handler.errors import ImageTooLarge, InvalidImage
+from handler.formats import ACCEPTED
+from handler.pixels import BITS, PLANES, stored_as, to_rgb
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "PPM")
-"""Pillow's names of the formats that are tried; JPEG includes MPO, as cameras write it.
-
-The plugins are imported above: Pillow then doesn't load its forty others, which stay off (EPS, for
-one, would run Ghostscript).
-"""
+Image.MAX_IMAGE_PIXELS = None  # each limit here is checked before a pixel is decoded
+REDUCED = 8
+"""How many times smaller a side of a JPEG can be decoded."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,17 +30,10 @@ _UPRIGHT = {
 _SWAPS_SIDES = frozenset(method for orientation, method in _UPRIGHT.items() if orientation >= 5)
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
 """Bytes that Pillow keeps a pixel, by mode; 4 in all others."""
-_DECODERS = {"WEBP": 17, "AVIF": 13}
+_DECODERS = {"WEBP": 17, "AVIF": 13, "HEIF": 12}
 """Bytes a pixel where the decoder keeps the picture several times."""
-STRIP = 256
-"""Rows that are laid over white at a time."""
-_ICON = b"\0\0\1\0"
-ACCEPTED = "accepted are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ICO and PPM pictures"
-
-_PLUGINS = (
-    *(AvifImagePlugin, BmpImagePlugin, GifImagePlugin, IcoImagePlugin, JpegImagePlugin),
-    *(PngImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin),
-)
+_XMP = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Where Pillow looks for an orientation that browsers don't obey."""
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
@@ -62,7 +42,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
     Of a file with several frames, the first. EXIF orientation is applied.
 
     Args:
-        data: the bytes of a picture file in one of FORMATS.
+        data: the bytes of a picture file in one of :data:`handler.formats.FORMATS`, or HEIC.
         max_pixels: width times height at most; checked before a pixel is decoded.
 
     Returns:
@@ -95,12 +75,29 @@ def decode_reduced(data: bytes, max_pixels: int, enough: int | None) -> tuple[Im
     return load_reduced(open_picture(data, max_pixels), max_pixels, enough)
 
 
-def open_picture(data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+@dataclass(frozen=True)
+class Opened:
     """A picture of which nothing but the head was read; an icon is decoded.
 
+    ``image``: as Pillow opened it. ``data``: the file. ``profile``: see :func:`handler.colour.profile_of`.
+    """
+
+    image: Image.Image
+    data: bytes
+    profile: bytes
+
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether it can be decoded at a reduced size, and lack its end."""
+        return self.image.format in ("JPEG", "MPO")
+
+
+def open_picture(data: bytes, max_pixels: int, tried: tuple[str, ...] = formats.FORMATS) -> Opened:
+    """Look at the head of a picture.
+
     Args:
-        data, max_pixels: as for :func:`decode`.
-        formats: those of FORMATS that are tried.
+        data, max_pixels: as for :func:`decode`; a JPEG may have more, which :func:`load_reduced` checks.
+        tried: those of :data:`handler.formats.FORMATS` that are tried.
 
     Raises:
         InvalidImage, ImageTooLarge: as :func:`decode`, but for what the head doesn't show.
@@ -111,51 +108,79 @@ def open_picture(data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMAT
         with warnings.catch_warnings():
             # Pillow warns of oversized or odd files; the checks below decide, not the log
             warnings.simplefilter("ignore")
-            if data.startswith(_ICON):
-                _check_icon(data, max_pixels)
-            image = Image.open(io.BytesIO(data), formats=formats)
-    except ImageTooLarge:
+            data, coded = formats.mended(data)
+            image = _opened(data, max_pixels, tried)
+    except (ImageTooLarge, InvalidImage):
         raise
     except UnidentifiedImageError:
-        raise InvalidImage(f"received {len(data)} bytes that are no picture ({_begin(data)}); {ACCEPTED}") from None
-    except Image.DecompressionBombError:
-        raise _beyond_pillow(max_pixels) from None
+        what = formats.name_of(data) or f"{len(data)} bytes that are no picture ({_begin(data)})"
+        raise InvalidImage(f"received {what}; {ACCEPTED}") from None
     except Exception as error:  # a hostile header can make any parser of Pillow fail in any way
         raise InvalidImage(f"received a picture with a broken header ({_reason(error)}); {ACCEPTED}") from None
-    _check_size(image, max_pixels)
-    return image
+    opened = Opened(image, data, colour.profile_of(image, coded))
+    _check_size(image, max_pixels * (REDUCED**2 if opened.is_jpeg else 1))
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(PLANES) == 2 and tags.get(BITS, (8,))[0] != 8:
+        raise InvalidImage(
+            f"received a TIFF picture of a kind that isn't read ({tags[BITS][0]} bits a channel, in planes apart); "
+            f"{ACCEPTED}"
+        )
+    return opened
+
+
+def _opened(data: bytes, max_pixels: int, tried: tuple[str, ...]) -> Image.Image:
+    if formats.is_icon(data):
+        icon = formats.Icon(data)
+        _check_size(icon.head, max_pixels)  # Pillow decodes icons as it opens them
+        return icon.decoded()
+    if formats.is_heif(data):
+        return formats.open_heif(data)
+    try:
+        return Image.open(io.BytesIO(data), formats=tried)
+    except OSError:
+        image = formats.bitfields(data, lambda *size: _check_pixels("BMP", size, size, max_pixels))
+        if image is None:
+            raise
+        return image
 
 
 def load_reduced(
-    image: Image.Image, max_pixels: int, enough: int | None, reserve: Callable[[int], None] | None = None
+    opened: Opened, max_pixels: int, enough: int | None, reserve: Callable[[int], None] | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """The second half of :func:`decode_reduced`: decode what :func:`open_picture` opened, which is used up.
 
     Args:
-        image: the open picture.
+        opened: the open picture.
         max_pixels, enough: as for :func:`decode_reduced`.
         reserve: is told how many bytes of memory decoding takes, before a pixel is decoded; it may raise ImageTooLarge.
 
     Raises:
         InvalidImage, ImageTooLarge: as :func:`decode`.
     """
+    image = opened.image
     width, height = image.size
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if enough is not None:
                 image.draft(image.mode, (enough, enough))  # without effect but on a JPEG
+            _check_pixels(image.format or "", (width, height), image.size, max_pixels)
             if reserve is not None:
                 reserve(decoding_bytes(image, width * height))
-            image.load()
+            stored = stored_as(image)
+            if opened.is_jpeg:
+                image = jpeg.load(image, opened.data, enough)
+            else:
+                image.load()
             vars(image).pop("_decoder", None)  # of WebP and AVIF: it holds the picture twice more
             turn = _turn(image)
             if turn is not None:
                 whole, image = image, image.transpose(turn)
                 whole.close()  # the caller still has it
-            return _to_rgb(image), (height, width) if turn in _SWAPS_SIDES else (width, height)
-    except Image.DecompressionBombError:
-        raise _beyond_pillow(max_pixels) from None
+            if enough is not None and colour.changes(opened.profile):  # fewer pixels to convert
+                image = image.reduce(max(min(image.size) // enough, 1))
+            rgb = to_rgb(image, stored, opened.profile)
+            return rgb, (height, width) if turn in _SWAPS_SIDES else (width, height)
     except (MemoryError, ImageTooLarge):
         raise
     except Exception as error:  # OSError (cut off), and what else a decoder meets in broken data
@@ -166,10 +191,16 @@ def load_reduced(
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
+    _check_pixels(image.format or "", image.size, image.size, max_pixels)
+
+
+def _check_pixels(name: str, size: tuple[int, int], decoded: tuple[int, int], max_pixels: int) -> None:
+    """Refuse a picture of ``size`` of which more than ``max_pixels`` would be decoded."""
+    (width, height), pixels = size, decoded[0] * decoded[1]
+    if pixels > max_pixels:
+        reduced = " where it is decoded at a reduced size" if decoded != size else ""
         raise ImageTooLarge(
-            f"received a {image.format} picture of {width} × {height} px = {width * height:,} pixels; "
+            f"received a {name} picture of {width} × {height} px = {pixels:,} pixels{reduced}; "
             f"accepted are at most {max_pixels:,} pixels"
         )
 
@@ -193,55 +224,17 @@ def decoding_bytes(image: Image.Image, pixels: int) -> int:
     return held
 
 
-def _check_icon(data: bytes, max_pixels: int) -> None:
-    """Refuse an icon that holds too large a picture: Pillow decodes icons as it opens them."""
-    largest = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry[0]  # the one that Pillow will take
-    _check_size(Image.open(io.BytesIO(data[largest.offset :]), formats=("PNG", "DIB")), max_pixels)
-
-
-def _beyond_pillow(max_pixels: int) -> ImageTooLarge:
-    """The answer where Pillow refuses by itself, above twice its MAX_IMAGE_PIXELS."""
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    return ImageTooLarge(
-        f"received a picture of more than {limit:,} pixels; accepted are at most {min(limit, max_pixels):,} pixels"
-    )
-
-
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What sets the image upright, as its EXIF orientation says.
 
     Not ImageOps.exif_transpose: it writes the EXIF block anew, which fails on many a camera's.
     """
+    for name in _XMP:
+        image.info.pop(name, None)
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF says nothing about the pixels
         return None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):  # 16 bits a pixel: keep the upper 8
-        image = ImageMath.lambda_eval(lambda a: a["image"] / 256, image=image.convert("I"))
-        return image.convert("L").convert("RGB")
-    if image.mode == "I":  # 32 bits to hold 8, 16 or more: the largest value tells
-        _, high = image.getextrema()
-        if high > 65535:  # type: ignore[operator]  # a number in this mode
-            image = image.convert("F")
-        elif high > 255:  # type: ignore[operator]
-            image = ImageMath.lambda_eval(lambda a: a["image"] / 256, image=image)
-    if image.mode == "F":  # no defined range: spread what is there over 0 to 255
-        low, high = image.getextrema()
-        span = (high - low) or 1.0  # type: ignore[operator]  # numbers in this mode
-        image = image.point(lambda v: v * (255 / span) + (-low * 255 / span))  # type: ignore[operator]
-        return image.convert("L").convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        for top in range(0, image.height, STRIP):  # a large picture isn't held a third and a fourth time
-            strip = image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("RGBA")
-            white.paste(strip, (0, top), strip)
-        return white
-    return image.convert("RGB")
 
 
 def _begin(data: bytes) -> str:

@@ -32,7 +32,8 @@ from PIL import AvifImagePlugin
 
 from handler import errors
 from handler.errors import ImageTooComplex, ImageTooLarge, InvalidImage, RequestError, ServerBusy
-from handler.images import ACCEPTED, open_picture
+from handler.formats import ACCEPTED
+from handler.images import open_picture
 from handler.preprocessing import Preprocessing, View
 
 logger = logging.getLogger(__name__)

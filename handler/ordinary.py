@@ -9,10 +9,11 @@ found there can only send a picture to the decoding process (:mod:`handler.isola
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
+from handler.colour import is_small
 from handler.errors import RequestError
-from handler.images import open_picture
+from handler.images import Opened, open_picture
+from handler.jpeg import END
 
 ORDINARY_BYTES = 8 * 2**20
 ORDINARY_PIXELS = 16_000_000
@@ -22,6 +23,8 @@ ORDINARY_SCANS = 32
 """Scans of a JPEG; a progressive one has about 10. Each costs a pass over the whole picture, and can be 20 bytes."""
 ORDINARY_CHUNKS = 2000
 """Chunks of a PNG: 8 MiB in pieces of 8 kB are 1000."""
+TAIL_BYTES = 4096
+"""Of a JPEG, where its end marker is; cameras and phones write a little behind it."""
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _RESTARTS = range(0xD0, 0xD8)
 _SCAN = 0xDA
@@ -29,7 +32,7 @@ _FRAMES = tuple(marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0
 """The markers of a frame, which tell a JPEG's size (ITU-T T.81, table B.1)."""
 
 
-def ordinary(data: bytes, max_pixels: int = ORDINARY_PIXELS) -> Image.Image | None:
+def ordinary(data: bytes, max_pixels: int = ORDINARY_PIXELS) -> Opened | None:
     """The picture, open but not decoded, if it may be decoded in the worker: not large, nothing odd about it.
 
     None: it belongs into the decoding process, which also tells what is wrong with a broken one.
@@ -37,9 +40,11 @@ def ordinary(data: bytes, max_pixels: int = ORDINARY_PIXELS) -> Image.Image | No
     if len(data) > ORDINARY_BYTES or not (_few_chunks(data) if data.startswith(_PNG) else _few_markers(data)):
         return None
     try:
-        return open_picture(data, min(max_pixels, ORDINARY_PIXELS), ("JPEG", "PNG"))
+        opened = open_picture(data, max_pixels, ("JPEG", "PNG"))
     except RequestError:
         return None
+    width, height = opened.image.size
+    return opened if width * height <= ORDINARY_PIXELS and is_small(opened.profile) else None
 
 
 def _few_chunks(data: bytes) -> bool:
@@ -53,7 +58,7 @@ def _few_chunks(data: bytes) -> bool:
 
 def _few_markers(data: bytes) -> bool:
     """Whether a JPEG has few scans and segments, and no frame beyond the limit, wherever a reader may see one."""
-    if not data.startswith(_JPEG):
+    if not data.startswith(_JPEG) or END not in data[-TAIL_BYTES:]:  # what lacks its end is decoded thrice
         return False
     content = np.frombuffer(data, np.uint8)
     places = np.flatnonzero(content[:-1] == 0xFF)

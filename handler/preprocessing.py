@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from handler.card import ModelCard
-from handler.images import decode_reduced, load_reduced
+from handler.images import Opened, decode_reduced, load_reduced
 
 if TYPE_CHECKING:
     import torch  # the functions below import it: the decoding process (handler.isolation) does without
@@ -72,9 +72,7 @@ class Preprocessing:
         """
         return self.to_array(*decode_reduced(data, max_pixels, self.enough))
 
-    def view(
-        self, opened: Image.Image, max_pixels: int, side: int, reserve: Callable[[int], None] | None = None
-    ) -> View:
+    def view(self, opened: Opened, max_pixels: int, side: int, reserve: Callable[[int], None] | None = None) -> View:
         """What the network sees of a picture, and the same with ``side`` px.
 
         Args:
@@ -115,7 +113,7 @@ class Preprocessing:
             size: width and height of the whole picture, as for :meth:`to_array`.
             side: px of the result; ``crop`` is what the network takes.
         """
-        reduction = -(-size[0] // image.width)  # 1, 2, 4 or 8
+        reduction = -(-size[0] // image.width)
         left, top, right, bottom = (edge / reduction for edge in self.region(size))
         box = (left, top, min(right, image.width), min(bottom, image.height))
         return image.resize((side, side), Image.Resampling.BILINEAR, box=box)

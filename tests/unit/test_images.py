@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from handler.errors import ImageTooLarge, InvalidImage, RequestError
-from handler.images import ACCEPTED, FORMATS, decode, decode_reduced, decoding_bytes
+from handler.formats import ACCEPTED, FORMATS
+from handler.images import decode, decode_reduced, decoding_bytes
 from tests.support.pictures import made
 from tests.support.pictures.made import BLUE, RED, WHITE, Broken, Sample, halves, jpeg, save
 
@@ -155,8 +156,8 @@ def test_what_is_no_whole_picture_is_refused(case: Broken) -> None:
 
 def test_message_names_what_the_bytes_begin_with() -> None:
     with pytest.raises(InvalidImage) as caught:
-        decode(b"<!doctype html>", MAX_PIXELS)
-    assert str(caught.value) == (f"received 15 bytes that are no picture (they begin with b'<!doctype ht'); {ACCEPTED}")
+        decode(b"label: Samoyed\n", MAX_PIXELS)
+    assert str(caught.value) == (f"received 15 bytes that are no picture (they begin with b'label: Samoy'); {ACCEPTED}")
 
 
 @pytest.mark.parametrize("percent", range(0, 100, 5))
@@ -187,12 +188,14 @@ def test_damage_in_any_byte_never_raises_anything_but_a_request_error() -> None:
     [
         pytest.param(
             made.png(50_000, 50_000, 8, 0, b"\0"),
-            "received a picture of more than 178,956,970 pixels; accepted are at most 100,000,000 pixels",
+            "received a PNG picture of 50000 × 50000 px = 2,500,000,000 pixels; accepted are at most 100,000,000 "
+            "pixels",
             id="png-of-50000x50000",
         ),
         pytest.param(
             made.png(2**31 - 1, 2**31 - 1, 16, 6, b"\0"),
-            "received a picture of more than 178,956,970 pixels; accepted are at most 100,000,000 pixels",
+            "received a PNG picture of 2147483647 × 2147483647 px = 4,611,686,014,132,420,609 pixels; accepted are at "
+            "most 100,000,000 pixels",
             id="png-as-large-as-can-be",
         ),
         pytest.param(
@@ -207,7 +210,7 @@ def test_damage_in_any_byte_never_raises_anything_but_a_request_error() -> None:
         ),
         pytest.param(
             b"P6 20000 20000 255\n",
-            "received a picture of more than 178,956,970 pixels; accepted are at most 100,000,000 pixels",
+            "received a PPM picture of 20000 × 20000 px = 400,000,000 pixels; accepted are at most 100,000,000 pixels",
             id="ppm",
         ),
         pytest.param(
@@ -237,7 +240,7 @@ def test_formats_that_pillow_knows_but_the_server_does_not_are_refused(picture_f
     image = Image.new("1" if picture_format == "XBM" else "RGB", (32, 32))
     data = save(image, picture_format)
     assert Image.open(io.BytesIO(data)).size[0] == 32
-    with pytest.raises(InvalidImage, match=r"^received \d+ bytes that are no picture"):
+    with pytest.raises(InvalidImage, match=rf"^received .*; {ACCEPTED}$"):
         decode(data, MAX_PIXELS)
 
 
@@ -245,7 +248,7 @@ def test_photoshop_file_is_refused() -> None:
     data = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 1, 1, 8, 3) + struct.pack(">III", 0, 0, 0) + b"\0\0abc"
     Image.init()
     assert Image.open(io.BytesIO(data)).format == "PSD"
-    with pytest.raises(InvalidImage, match=r"^received 43 bytes that are no picture \(they begin with b'8BPS"):
+    with pytest.raises(InvalidImage, match="a Photoshop document"):
         decode(data, MAX_PIXELS)
 
 
@@ -257,16 +260,6 @@ def test_what_makes_pillow_warn_does_not_make_the_handler_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert decode(data, MAX_PIXELS).mode == "RGB"
-
-
-def test_picture_above_pillows_warning_level_does_not_warn() -> None:
-    data = made.bomb(10_000)
-    with pytest.warns(Image.DecompressionBombWarning):
-        Image.open(io.BytesIO(data))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(ImageTooLarge, match="100,000,000 pixels; accepted are at most 1,000,000 pixels"):
-            decode(data, MAX_PIXELS)
 
 
 def test_the_whole_first_frame_is_decoded_not_a_part_of_it() -> None:
@@ -283,15 +276,6 @@ def test_lack_of_memory_is_the_servers_fault(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     with pytest.raises(MemoryError):
-        decode(jpeg(), MAX_PIXELS)
-
-
-def test_bomb_that_shows_only_while_decoding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(_: ImageFile.ImageFile) -> Any:
-        raise Image.DecompressionBombError("late")
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    with pytest.raises(ImageTooLarge, match=r"more than 178,956,970 pixels; accepted are at most 1,000,000 pixels$"):
         decode(jpeg(), MAX_PIXELS)
 
 
@@ -316,7 +300,7 @@ def test_memory_of_decoding_is_that_of_the_decoder_where_it_takes_more() -> None
     image = Image.new("RGB", (30, 20))
     image.info["transparency"] = (1, 2, 3)
     assert decoding_bytes(image, 600) == 600 * 9
-    for image.format, each in (("WEBP", 17), ("AVIF", 13), ("PNG", 9)):
+    for image.format, each in (("WEBP", 17), ("AVIF", 13), ("HEIF", 12), ("PNG", 9)):
         assert decoding_bytes(image, 600) == 600 * each
 
 

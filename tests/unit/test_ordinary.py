@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from handler import ordinary as module
+from handler.images import load_reduced
 from handler.ordinary import ordinary
 from tests.support.hostile import http as hostile
 from tests.support.pictures import made
@@ -75,10 +76,9 @@ def test_a_second_header_after_the_pixels_changes_nothing() -> None:
     whole = png(64, 64, 8, 0, rows)
     end = len(whole) - 12
     large = png_chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 8, 0, 0, 0, 0))
-    image = ordinary(whole[:end] + large + whole[end:])
-    assert image is not None
-    image.load()
-    assert image.size == (64, 64)
+    opened = ordinary(whole[:end] + large + whole[end:])
+    assert opened is not None
+    assert load_reduced(opened, 10**8, None)[0].size == (64, 64)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_second_header_after_the_pixels_changes_nothing() -> None:
 )
 def test_what_is_just_ordinary_costs_the_worker_little(data: bytes) -> None:
     start = time.process_time()
-    image = ordinary(data)
-    assert image is not None
-    image.load()
+    opened = ordinary(data)
+    assert opened is not None
+    load_reduced(opened, 10**8, None)
     assert time.process_time() - start < 2

@@ -26,7 +26,7 @@ BLACK: Colour = (0, 0, 0)
 WIDTH, HEIGHT = 64, 32
 
 HAS_AVIF = bool(features.check("avif"))
-ACCEPTED = "accepted are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ICO and PPM pictures"
+ACCEPTED = "accepted are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, ICO and PPM pictures"
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,7 @@ def broken() -> list[Broken]:
     whole = jpeg(width=200, height=200)
     photo, grey = noise(64, 64), noise(64, 64).convert("L")
     no_picture = r"^received \d+ bytes that are no picture \(they begin with b'.*\); " + ACCEPTED + "$"
+    named = "^received {}; " + ACCEPTED + "$"
     cut_off = r"^received a {} picture of 64 × 64 px that is broken or cut off \(.+\); send the whole file, " + ACCEPTED
     found = [
         Broken("empty", b"", "InvalidImage", 400, rf"^received an empty picture \(0 bytes\); {ACCEPTED}$"),
@@ -229,10 +230,14 @@ def broken() -> list[Broken]:
         ),
         Broken("one-byte", b"\xff", "InvalidImage", 400, no_picture),
         Broken("text", b"this is no picture\n", "InvalidImage", 400, no_picture),
-        Broken("html", b"<!doctype html><html><body>404</body></html>", "InvalidImage", 400, no_picture),
-        Broken("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "InvalidImage", 400, no_picture),
-        Broken("pdf", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "InvalidImage", 400, no_picture),
-        Broken("zip", b"PK\x03\x04\x14\0\0\0\x08\0" + bytes(40), "InvalidImage", 400, no_picture),
+        Broken(
+            "html", b"<!doctype html><html><body>404</body></html>", "InvalidImage", 400, named.format("a page of HTML")
+        ),
+        Broken(
+            "svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "InvalidImage", 400, named.format("an SVG drawing")
+        ),
+        Broken("pdf", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "InvalidImage", 400, named.format("a PDF document")),
+        Broken("zip", b"PK\x03\x04\x14\0\0\0\x08\0" + bytes(40), "InvalidImage", 400, named.format("a packed archive")),
         Broken("random", np.random.default_rng(1).bytes(5000), "InvalidImage", 400, no_picture),
         Broken("zeros", bytes(5000), "InvalidImage", 400, no_picture),
         Broken("jpeg-header-only", whole[:20], "InvalidImage", 400, r"^received .*; " + ACCEPTED + "$"),
