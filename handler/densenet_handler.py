@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from handler.body import fields_of, header
 from handler.card import CardError, ModelCard, check_labels
 from handler.deferred import deferred
 from handler.errors import InternalServerException, RequestError, printable
@@ -32,6 +33,7 @@ from handler.hold import requested_hold, wait_for_release
 from handler.later import GRACE_S, OUTCOME, PATIENCE_S, Lane, may_defer, taken
 from handler.metrics import FAILED, WorkerMetrics, seconds_since_start, worker_number
 from handler.open_inference import (
+    LENGTH_HEADER,
     InferPayload,
     Model,
     about_response,
@@ -41,7 +43,7 @@ from handler.open_inference import (
     parse_infer,
 )
 from handler.page import Page, wants_page
-from handler.payload import Payload, header, parse
+from handler.payload import Payload, parse
 from handler.preprocessing import Preprocessing, View
 from handler.reading import PictureReader, unpacked
 from handler.responses import Response, describe_response, error_response, prediction_response
@@ -261,6 +263,7 @@ class DenseNetHandler(ImageClassifier):  # type: ignore[misc]  # TorchServe has 
             if wants_page(row, headers):
                 return self.page.response, []
             finished = taken(headers)
+            row = fields_of(row, headers, not header(headers, LENGTH_HEADER))
             explain = headers.get("explain") == "True"
             infer = None if explain else infer_body(row, headers)
             if infer:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from handler.payload import header
+from handler.body import header
 
 HEADER = "x-densenet-hold"
 PREFIX = "hold-"

@@ -31,8 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from handler import errors
+from handler.body import header
 from handler.errors import RequestError, ServerBusy
-from handler.payload import header
 from handler.responses import Response, error_response
 
 logger = logging.getLogger(__name__)

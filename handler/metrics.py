@@ -24,8 +24,8 @@ import psutil
 from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 
+from handler.body import header
 from handler.errors import RequestError
-from handler.payload import header
 from handler.responses import ANSWERED
 from handler.topk import Prediction
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import io
 import json
 import struct
@@ -26,8 +25,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from handler.body import header
 from handler.errors import ImageTooLarge, InvalidParameter, InvalidRequest, RequestError, TooManyInstances, quoted
-from handler.payload import Payload, header, text_of, topk_of
+from handler.payload import URL_SAFE, Payload, text_of, topk_of
 from handler.responses import JSON, Response, json_text
 from handler.topk import Prediction
 
@@ -67,7 +67,8 @@ def infer_body(row: Mapping[str, Any], headers: Mapping[str, Any]) -> tuple[Mapp
     """The JSON of an inference request, and the contents of tensors behind it; None if the request is another one.
 
     Args:
-        row, headers: as for :func:`handler.payload.parse`.
+        row: of :func:`handler.body.fields_of`.
+        headers: the request's.
 
     Raises:
         InvalidRequest: the header that tells the length of the JSON doesn't fit the body.
@@ -75,12 +76,8 @@ def infer_body(row: Mapping[str, Any], headers: Mapping[str, Any]) -> tuple[Mapp
     body = row.get("body")
     length = header(headers, LENGTH_HEADER)
     data, contents = body, b""
-    if isinstance(body, (bytes, bytearray)):
-        if length:
-            data, contents = _split_body(bytes(body), length)
-        elif body.startswith(b"{") and not header(headers, "content-type"):
-            with contextlib.suppress(ValueError, RecursionError):
-                data = json.loads(body)  # tritonclient names no content type
+    if length and isinstance(body, (bytes, bytearray)):
+        data, contents = _split_body(bytes(body), length)
     return (data, contents) if isinstance(data, dict) and (length or "inputs" in data) else None
 
 
@@ -206,12 +203,15 @@ def about_response(row: Mapping[str, Any], model: Model, platform: str) -> Respo
 
 
 def _pictures(tensor: Mapping[str, Any], contents: bytes, max_instances: int, max_pixels: int) -> list[bytes]:
-    kind = (tensor.get("name"), tensor.get("datatype"))
-    shape: Any = tensor.get("shape")
-    if kind not in (("image", "BYTES"), ("pixels", "UINT8")) or not _is_shape(shape, 1 if kind[0] == "image" else 4):
+    datatype, shape = tensor.get("datatype"), tensor.get("shape")
+    files = datatype == "BYTES"  # under whatever name, as TorchServe's own samples send them
+    if files and shape == [-1] and isinstance(tensor.get("data"), list):
+        shape = [len(tensor["data"])]
+    wanted = files or (datatype, tensor.get("name")) == ("UINT8", "pixels")
+    if not wanted or not _is_shape(shape, 1 if files else 4):
         shown = f"{quoted(tensor.get('name'))}, {quoted(tensor.get('datatype'))} of shape {quoted(shape)}"
         raise InvalidRequest(f"received the input {shown}; {ACCEPTED}")
-    count = shape[0]
+    count: int = shape[0]  # type: ignore[index]  # it is a list of numbers
     if count > max_instances:
         raise TooManyInstances(
             f"received {count} pictures; accepted are at most {max_instances} in one request; send several requests"
@@ -221,7 +221,7 @@ def _pictures(tensor: Mapping[str, Any], contents: bytes, max_instances: int, ma
         raise InvalidRequest(
             f"received binary_data_size {quoted(size)} and {len(contents)} bytes behind the JSON; they must be the same"
         )
-    if kind[0] == "image":
+    if files:
         elements: Any = _split_elements(contents, count) if size is not None else tensor.get("data")
         if isinstance(elements, list) and len(elements) != count:  # before any is decoded
             raise InvalidRequest(
@@ -230,14 +230,16 @@ def _pictures(tensor: Mapping[str, Any], contents: bytes, max_instances: int, ma
             )
         pictures: list[bytes] = elements if size is not None else _from_base64(elements)
         return pictures
-    height, width, channels = shape[1:]
+    height, width, channels = shape[1:]  # type: ignore[index]
     if channels != 3:
         raise InvalidRequest(f"received pixels of {channels} channels, expected 3, RGB; {ACCEPTED}")
     if height * width > max_pixels:
         raise ImageTooLarge(f"received pixels of {width} × {height}; accepted are at most {max_pixels:,} pixels")
     flat = np.frombuffer(contents, np.uint8) if size is not None else _to_uint8(tensor.get("data"))
     if flat.size != count * height * width * 3:
-        raise InvalidRequest(f"received {flat.size} values in 'pixels', whose shape {shape} says {np.prod(shape)}")
+        raise InvalidRequest(
+            f"received {flat.size} values in 'pixels', whose shape {shape} says {count * height * width * 3}"
+        )
     return [_to_file(array) for array in flat.reshape(shape)]  # (N, height, width, 3)
 
 
@@ -274,7 +276,7 @@ def _from_base64(data: Any) -> list[bytes]:
     if not isinstance(data, list) or not all(isinstance(element, str) for element in data):
         raise InvalidRequest(f"received no list of strings as the data of 'image'; {ACCEPTED}")
     try:
-        return [base64.b64decode(element, validate=True) for element in data]
+        return [base64.b64decode(element.translate(URL_SAFE), validate=True) for element in data]
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"received data of 'image' that isn't base64 ({error}); encode the pictures") from None
 

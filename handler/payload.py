@@ -1,8 +1,7 @@
 """Request row → picture bytes and parameters: every form in which a picture may be sent.
 
-TorchServe hands the handler one row (a dict) a request. A picture as the body arrives as bytes
-under ``body``; multipart fields and query parameters under their own names; JSON, already parsed,
-under ``body``.
+A picture as the body arrives as bytes under ``body``; multipart fields and query parameters under their own
+names; JSON, already parsed, under ``body`` (:mod:`handler.body`).
 """
 
 from __future__ import annotations
@@ -10,22 +9,20 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from handler.body import HOW_TO_SEND, header, media_type
 from handler.errors import InvalidParameter, InvalidRequest, TooManyInstances, quoted
 
 PICTURE_FIELDS = ("file", "data", "body")
 INSTANCE_FIELDS = ("data", "b64")
 GRAD_CAM, INTEGRATED_GRADIENTS = METHODS = ("grad-cam", "integrated-gradients")
 """How an explanation may be computed; the first is the default."""
+URL_SAFE = str.maketrans("-_", "+/")
+"""The other alphabet of base64 (RFC 4648, section 5) to the usual one."""
 FRAMING_BYTES = 4096
 """What boundary, part headers and file name of one multipart field take at most."""
-
-HOW_TO_SEND = (
-    "send one picture: as the body (curl -T dog.jpg), as a multipart field 'file', 'data' or 'body' "
-    '(curl -F file=@dog.jpg), or as JSON {"data": "<base64>"} or {"instances": [{"data": "<base64>"}, …]}'
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def parse(
     """The payload of one request.
 
     Args:
-        row: field name to value: bytes, str, or parsed JSON.
+        row: of :func:`handler.body.fields_of`: field name to value, bytes, str, or parsed JSON.
         headers: the request's headers.
         num_classes: the largest ``topk``.
         max_instances: pictures that one request may carry.
@@ -72,13 +69,11 @@ def parse(
         InvalidParameter: ``topk``, ``method`` or ``target`` is out of range.
         TooManyInstances: more than ``max_instances`` pictures.
     """
-    fields = {name: value for name, value in row.items() if name != "model_name"}  # a parameter of /invocations
+    fields = dict(row)
     body = fields.get("body")
     if isinstance(body, dict):
         del fields["body"]
         fields = {**fields, **_json_fields(body)}
-    elif isinstance(body, (bytes, bytearray)) and _mime_type(headers) == "application/json":
-        raise InvalidRequest(f"received a JSON body that can't be parsed; {HOW_TO_SEND}")
     elif isinstance(body, (list, int, float, bool)) or (body is None and "body" in fields):
         raise InvalidRequest(f"received JSON of type {type(body).__name__}, expected an object; {HOW_TO_SEND}")
     elif isinstance(body, (bytes, bytearray)) and not body and len(fields) > 1:
@@ -89,7 +84,9 @@ def parse(
     elif "topk" in fields:
         topk = topk_of(fields.pop("topk"), num_classes)
     if "instances" in fields:
-        pictures = _instances(fields, max_instances)
+        pictures, target = _instances(fields, max_instances, num_classes if explain else None)
+        if explanation and target is not None:
+            explanation = replace(explanation, target=target)
         if explanation and explanation.method != GRAD_CAM and len(pictures) > 1:
             raise TooManyInstances(
                 f"received {len(pictures)} instances for {explanation.method}, which takes seconds a picture; "
@@ -110,16 +107,6 @@ def parse(
     picture = _picture(value, f"the field {name!r}")
     _refuse_dropped_fields(headers, picture, row)
     return Payload([picture], topk, explanation=explanation)
-
-
-def header(headers: Mapping[str, Any], name: str) -> str:
-    """The value of a header whatever its case, "" if there is none."""
-    wanted = name.lower()
-    return next((v for k, v in headers.items() if k.lower() == wanted and isinstance(v, str)), "")
-
-
-def _mime_type(headers: Mapping[str, Any]) -> str:
-    return header(headers, "content-type").partition(";")[0].strip().lower()
 
 
 def _json_fields(body: dict[str, Any]) -> dict[str, Any]:
@@ -153,14 +140,17 @@ def _explanation(fields: dict[str, Any], num_classes: int) -> ExplanationOptions
         raise InvalidParameter(f"received method={quoted(method)}; accepted are {' and '.join(METHODS)}")
     if "target" not in fields:
         return ExplanationOptions(method)
-    value = fields.pop("target")
+    return ExplanationOptions(method, _target(fields.pop("target"), num_classes))
+
+
+def _target(value: Any, num_classes: int) -> int:
     target = _whole_number(value)
     if target is None or not 0 <= target < num_classes:
         raise InvalidParameter(
             f"received target={quoted(text_of(value))}; accepted are whole numbers from 0 to {num_classes - 1}, "
             "the index of a class"
         )
-    return ExplanationOptions(method, target)
+    return target
 
 
 def text_of(value: Any) -> Any:
@@ -177,7 +167,14 @@ def _whole_number(value: Any) -> int | None:
     return text if isinstance(text, int) and not isinstance(text, bool) else None
 
 
-def _instances(fields: dict[str, Any], max_instances: int) -> list[bytes]:
+def _instances(fields: dict[str, Any], max_instances: int, num_classes: int | None) -> tuple[list[bytes], int | None]:
+    """The pictures of KServe V1's list, and the class that they name as ``target``, as TorchServe's pages have it.
+
+    Args:
+        fields: of the request.
+        max_instances: at most.
+        num_classes: the classes that may be explained; None for a prediction, where a target says nothing.
+    """
     instances = fields["instances"]
     extra = sorted(set(fields) - {"instances"})
     if extra:
@@ -191,8 +188,13 @@ def _instances(fields: dict[str, Any], max_instances: int) -> list[bytes]:
             f"received {len(instances)} instances; accepted are at most {max_instances} in one request; "
             "send several requests"
         )
-    pictures = []
+    pictures, targets = [], set()
     for number, instance in enumerate(instances):
+        target = None
+        if isinstance(instance, dict) and "target" in instance:
+            target = instance["target"]
+            instance = {name: value for name, value in instance.items() if name != "target"}  # noqa: PLW2901
+        targets.add(None if num_classes is None or target is None else _target(target, num_classes))
         if not isinstance(instance, dict) or len(instance) != 1 or next(iter(instance)) not in INSTANCE_FIELDS:
             raise InvalidRequest(
                 f'instance {number} is wrong; expected {{"data": "<base64>"}} or {{"b64": "<base64>"}}, nothing else'
@@ -201,7 +203,9 @@ def _instances(fields: dict[str, Any], max_instances: int) -> list[bytes]:
         if not isinstance(value, str):
             raise InvalidRequest(f"instance {number}: received {type(value).__name__}, expected a base64 string")
         pictures.append(_picture(value, f"instance {number}, {name!r}"))
-    return pictures
+    if len(targets) > 1:
+        raise InvalidParameter("received instances with different targets; send a request for each target")
+    return pictures, targets.pop()
 
 
 def _picture(value: Any, where: str) -> bytes:
@@ -212,7 +216,7 @@ def _picture(value: Any, where: str) -> bytes:
         raise InvalidRequest(f"received {type(value).__name__} in {where}, expected a picture; {HOW_TO_SEND}")
     text = value.partition(",")[2] if value.startswith("data:") else value
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode("".join(text.split()).translate(URL_SAFE), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(
             f"received text in {where} that isn't base64 ({error}); encode the picture's bytes as base64"
@@ -226,7 +230,7 @@ def _refuse_dropped_fields(headers: Mapping[str, Any], picture: bytes, row: Mapp
     in the length of the body, which is then far longer than what arrived.
     """
     length = header(headers, "content-length")
-    if _mime_type(headers) != "multipart/form-data" or not length.isdecimal():
+    if media_type(headers) != "multipart/form-data" or not length.isdecimal():
         return
     if int(length) - len(picture) > FRAMING_BYTES * len(row):
         raise InvalidRequest(

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from handler.body import header
 from handler.card import ModelCard
 from handler.explanation import OPACITY, PALETTE
-from handler.payload import header
 from handler.responses import Response, prefers
 
 HTML = "text/html; charset=utf-8"

@@ -50,7 +50,7 @@ from scripts.lib.console import CLEAR, CommandError, complain, duration, is_term
 from scripts.lib.locking import locked
 from scripts.lib.paths import CACHE, ROOT
 
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)
 """Every requirement has a wheel for each of these, and the set-up was tried on them."""
 OLDEST_JAVA = 17
 """TorchServe's frontend is compiled for Java 17."""
@@ -478,7 +478,7 @@ def check_python() -> None:
     """Refuse a Python that the requirements have no packages for.
 
     Raises:
-        CommandError: this Python is older than 3.10 or newer than 3.13.
+        CommandError: this Python is older than 3.10 or newer than 3.14.
     """
     if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
         oldest, newest = (".".join(str(part) for part in version) for version in (OLDEST_PYTHON, NEWEST_PYTHON))

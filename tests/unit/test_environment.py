@@ -880,7 +880,7 @@ def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyP
         run(parser, raises(error))
 
 
-@pytest.mark.parametrize("version", [(3, 9, 18), (3, 14, 0)], ids=["old", "new"])
+@pytest.mark.parametrize("version", [(3, 9, 18), (3, 15, 0)], ids=["old", "new"])
 @pytest.mark.usefixtures("no_set_up")
 def test_unfit_python_gets_one_line(
     version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -893,8 +893,8 @@ def test_unfit_python_gets_one_line(
     monkeypatch.undo()
     assert caught.value.code == 1
     assert capfd.readouterr().err == (
-        f"error: this is Python {'.'.join(str(part) for part in version)} ({sys.executable}); 3.10 to 3.13 is needed: "
-        "run the command with one of those, for example python3.13 scripts/serve.py\n"
+        f"error: this is Python {'.'.join(str(part) for part in version)} ({sys.executable}); 3.10 to 3.14 is needed: "
+        "run the command with one of those, for example python3.14 scripts/serve.py\n"
     )
 
 

@@ -20,9 +20,9 @@ from ts.torch_handler.image_classifier import ImageClassifier
 
 import handler.densenet_handler as module
 from handler import network
+from handler.body import HOW_TO_SEND
 from handler.card import CardError
 from handler.densenet_handler import WARM_UP_RUNS, DenseNetHandler
-from handler.payload import HOW_TO_SEND
 from handler.runtimes import torch_runtime
 from scripts.lib.archive import archive_inputs
 from scripts.lib.model_folder import ModelFolder
@@ -528,7 +528,10 @@ def test_worker_answers_a_mixed_batch(worker: Any, tiny_handler: DenseNetHandler
     assert len(answers[2].json["top"]) == len(answers[3].json["top"]) == 2
     assert_same(answers[2].json["top"][0], expected.json)
     assert_same(answers[4].json["predictions"][1], expected.json)
-    assert_error(answers[5], 400, "InvalidRequest", f"received a JSON body that can't be parsed; {HOW_TO_SEND}")
+    reason = "Expecting value: line 1 column 10 (char 9)"
+    assert_error(
+        answers[5], 400, "InvalidRequest", f"received a JSON body that can't be parsed ({reason}); {HOW_TO_SEND}"
+    )
     assert answers[6].json["type"] == "InvalidImage"
     assert answers[7].json == tiny_handler.card.to_dict()
     assert answers[8].content_type == "text/html; charset=utf-8"

@@ -147,10 +147,14 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
         *(400, f"received 2 as 'inputs', expected a list of one tensor; {ACCEPTED}"),
     ),
     "inputs-no-list": ({"inputs": 3}, 400, f"received int as 'inputs', expected a list of one tensor; {ACCEPTED}"),
-    "name": ({"inputs": [image(TEXT, name="picture")]}, 400, NOT_THAT.format("'picture', 'BYTES' of shape [1]")),
+    "name": (
+        {"inputs": [{"name": "picture", "datatype": "UINT8", "shape": [1], "data": [1]}]},
+        400,
+        NOT_THAT.format("'picture', 'UINT8' of shape [1]"),
+    ),
     "datatype": ({"inputs": [image(TEXT, datatype="FP32")]}, 400, NOT_THAT.format("'image', 'FP32' of shape [1]")),
     "shape": ({"inputs": [image(TEXT, shape=[1, 1])]}, 400, NOT_THAT.format("'image', 'BYTES' of shape [1, 1]")),
-    "negative": ({"inputs": [image(TEXT, shape=[-1])]}, 400, NOT_THAT.format("'image', 'BYTES' of shape [-1]")),
+    "negative": ({"inputs": [image(TEXT, shape=[-2])]}, 400, NOT_THAT.format("'image', 'BYTES' of shape [-2]")),
     "bool": ({"inputs": [image(TEXT, shape=[True])]}, 400, NOT_THAT.format("'image', 'BYTES' of shape [True]")),
     "count": (
         {"inputs": [image(TEXT, shape=[2])]},
@@ -243,6 +247,13 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
         *(400, "received str as 'binary_data_output', expected true or false"),
     ),
 }
+
+
+def test_files_may_have_any_name_and_shape_minus_one(tiny_handler: DenseNetHandler) -> None:
+    """The form of TorchServe's own sample."""
+    body = {"id": "x", "inputs": [image(TEXT, TEXT, name="312a4eb0", shape=[-1])]}
+    (answer,) = serve(tiny_handler, [Request({"body": body}, {"content-type": "application/json"})])
+    assert (answer.status, answer.json["outputs"][0]["shape"]) == (200, [2, 1])
 
 
 @pytest.mark.parametrize(("body", "status", "message"), WRONG.values(), ids=WRONG.keys())

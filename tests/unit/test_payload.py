@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from handler.body import HOW_TO_SEND, fields_of, header
 from handler.errors import InvalidParameter, InvalidRequest, RequestError, TooManyInstances
-from handler.payload import HOW_TO_SEND, ExplanationOptions, Payload, header, parse, topk_of
+from handler.payload import ExplanationOptions, Payload, parse, topk_of
 from tests.support.pictures.made import base64_of
 
 PICTURE = b"\xff\xd8 any bytes: nothing is decoded here \0\x01"
@@ -22,12 +23,13 @@ EXPECTED_INSTANCES = 'expected {"data": "<base64>"} or {"b64": "<base64>"}, noth
 
 def explained(row: dict[str, Any]) -> Payload:
     """The same by the route of explanations."""
-    return parse(row, {}, CLASSES, MAX_INSTANCES, explain=True)
+    return parse(fields_of(row, {}), {}, CLASSES, MAX_INSTANCES, explain=True)
 
 
 def parsed(row: dict[str, Any], **headers: str) -> Payload:
     """The payload of a row; headers with _ for -."""
-    return parse(row, {name.replace("_", "-"): value for name, value in headers.items()}, CLASSES, MAX_INSTANCES)
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return parse(fields_of(row, sent), sent, CLASSES, MAX_INSTANCES)
 
 
 def refused(row: dict[str, Any], **headers: str) -> RequestError:
@@ -223,14 +225,6 @@ def test_request_of_the_wrong_form_is_refused(row: dict[str, Any], message: str)
     assert (type(error), error.status, str(error)) == (InvalidRequest, 400, message)
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=utf-8"])
-@pytest.mark.parametrize("name", ["content-type", "Content-Type"])
-def test_json_that_cannot_be_parsed_arrives_as_bytes(name: str, content_type: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        parse({"body": bytearray(b'{"data": ')}, {name: content_type}, CLASSES, MAX_INSTANCES)
-    assert str(caught.value) == f"received a JSON body that can't be parsed; {HOW_TO_SEND}"
-
-
 def test_picture_under_any_other_content_type_is_a_picture() -> None:
     for content_type in ("image/jpeg", "application/x-www-form-urlencoded", "application/octet-stream", ""):
         assert parsed({"body": PICTURE}, content_type=content_type).pictures == [PICTURE]
@@ -265,6 +259,19 @@ def test_picture_under_any_other_content_type_is_a_picture() -> None:
 def test_instances_of_the_wrong_form_are_refused(instances: Any, message: str) -> None:
     error = refused({"body": {"instances": instances}})
     assert (type(error), error.status, str(error)) == (InvalidRequest, 400, message)
+
+
+def test_the_target_of_instances_counts_where_it_is_explained() -> None:
+    """The form of TorchServe's own documentation."""
+    body = {"instances": [{"data": TEXT, "target": 3}, {"target": "3", "b64": TEXT}]}
+    assert parsed({"body": body}) == Payload([PICTURE] * 2, instances=True)
+    payload = explained({"body": body})
+    assert (payload.pictures, payload.explanation) == ([PICTURE] * 2, ExplanationOptions(target=3))
+    assert explained({"body": {"instances": [{"data": TEXT}], "target": 4}}).explanation == ExplanationOptions(target=4)
+    with pytest.raises(InvalidParameter, match="instances with different targets; send a request for each target"):
+        explained({"body": {"instances": [{"data": TEXT, "target": 3}, {"data": TEXT}]}})
+    with pytest.raises(InvalidParameter, match=f"received target={CLASSES}; accepted are whole numbers from 0 to "):
+        explained({"body": {"instances": [{"data": TEXT, "target": CLASSES}]}})
 
 
 def test_instances_beside_a_picture_are_refused() -> None:

@@ -12,9 +12,11 @@ import io.netty.handler.codec.http.multipart.HttpDataFactory;
 import io.netty.handler.codec.http.multipart.HttpPostRequestDecoder;
 import io.netty.handler.codec.http.multipart.InterfaceHttpData;
 import java.nio.charset.Charset;
+import java.util.HashSet;
+import java.util.Set;
 import org.pytorch.serve.http.BadRequestException;
 
-/** Netty's decoder of forms with a limit of fields, 400 instead of 500 for a form that is broken, and no leak. */
+/** Netty's decoder of forms with a limit of fields, each once, 400 instead of 500 for a broken one, and no leak. */
 public final class FormDecoder {
     /** Netty's own default since 4.1.108. A request of this project has at most five. */
     static final int MAX_FIELDS = 128;
@@ -48,6 +50,15 @@ public final class FormDecoder {
         } catch (RuntimeException error) {
             release();
             throw unreadable();
+        }
+        Set<String> names = new HashSet<>();
+        for (InterfaceHttpData field : decoder.getBodyHttpDatas()) {
+            if (!names.add(field.getName())) { // TorchServe keeps the last one, and says nothing
+                destroy();
+                throw new BadRequestException(
+                        "received more than one field of the same name; send one picture in a request, or JSON with"
+                                + " instances");
+            }
         }
     }
 

@@ -6,6 +6,7 @@ import io.netty.channel.ChannelDuplexHandler;
 import io.netty.channel.ChannelFutureListener;
 import io.netty.channel.ChannelHandlerContext;
 import io.netty.channel.ChannelPromise;
+import io.netty.handler.codec.http.DefaultFullHttpResponse;
 import io.netty.handler.codec.http.FullHttpResponse;
 import io.netty.handler.codec.http.HttpContent;
 import io.netty.handler.codec.http.HttpHeaderNames;
@@ -34,7 +35,7 @@ import org.pytorch.serve.wlm.ModelManager;
 
 /**
  * One connection. Its requests are answered in their order. One for which there is no place, in the queue or in memory, is
- * refused without keeping its body; 503 says when to try again. A connection is closed where its client asks for that, or
+ * refused without keeping its body, as is a compressed one; 503 says when to try again. A connection is closed where its client asks for that, or
  * where nothing happens on it.
  */
 final class Gate extends ChannelDuplexHandler {
@@ -71,7 +72,7 @@ final class Gate extends ChannelDuplexHandler {
     private boolean whole;
 
     /** Why it is refused, while its body is being thrown away; null if it isn't. */
-    private String refusal;
+    private RuntimeException refusal;
 
     /** Bytes of its body that came, and that are counted. */
     private long received;
@@ -102,7 +103,7 @@ final class Gate extends ChannelDuplexHandler {
         }
         whole = message instanceof LastHttpContent;
         if (due && refusal == null && message instanceof HttpContent && !counts((HttpContent) message)) {
-            refusal = ServiceUnavailableException.BYTES;
+            refusal = new ServiceUnavailableException(ServiceUnavailableException.BYTES);
             release();
             context.pipeline().get(RequestAggregator.class).forget(context);
         }
@@ -126,10 +127,13 @@ final class Gate extends ChannelDuplexHandler {
         due = true;
         received = 0;
         long length = length(next);
-        if (isFull(next)) {
-            refusal = ServiceUnavailableException.REQUESTS;
+        String coding = next.headers().get(HttpHeaderNames.CONTENT_ENCODING);
+        if (coding != null && !HttpHeaderValues.IDENTITY.contentEqualsIgnoreCase(coding.trim())) {
+            refusal = new UnsupportedContentEncoding();
+        } else if (isFull(next)) {
+            refusal = new ServiceUnavailableException(ServiceUnavailableException.REQUESTS);
         } else if (length > 0 && length <= ConfigManager.getInstance().getMaxRequestSize() && !take(length)) {
-            refusal = ServiceUnavailableException.BYTES;
+            refusal = new ServiceUnavailableException(ServiceUnavailableException.BYTES);
         }
     }
 
@@ -199,7 +203,7 @@ final class Gate extends ChannelDuplexHandler {
 
     /** Answers as TorchServe does, with its metrics and a line in its access log. */
     private void refuse(ChannelHandlerContext context) {
-        ServiceUnavailableException error = new ServiceUnavailableException(refusal);
+        RuntimeException error = refusal;
         refusal = null;
         IMetric asked = MetricCache.getInstance().getMetricFrontend("ts_inference_requests_total");
         String[] route = route(request);
@@ -209,13 +213,19 @@ final class Gate extends ChannelDuplexHandler {
         }
         keptOpen = whole && HttpUtil.isKeepAlive(request);
         NettyUtils.requestReceived(context.channel(), request);
-        NettyUtils.sendError(context, HttpResponseStatus.SERVICE_UNAVAILABLE, error);
+        NettyUtils.sendError(
+                context,
+                error instanceof ServiceUnavailableException
+                        ? HttpResponseStatus.SERVICE_UNAVAILABLE
+                        : HttpResponseStatus.UNSUPPORTED_MEDIA_TYPE,
+                error);
     }
 
     @Override
     public void write(ChannelHandlerContext context, Object message, ChannelPromise promise) throws Exception {
         boolean last = message instanceof LastHttpContent;
         if (message instanceof HttpResponse) {
+            message = explained((HttpResponse) message);
             HttpResponse response = (HttpResponse) message;
             last &= response.status().codeClass() != HttpStatusClass.INFORMATIONAL;
             complete(response);
@@ -235,6 +245,28 @@ final class Gate extends ChannelDuplexHandler {
             }
         }
         super.write(context, message, promise);
+    }
+
+    /** The answer; that of Netty to a body that is too long, which says nothing, in the form of all errors. */
+    private static HttpResponse explained(HttpResponse response) {
+        if (!response.status().equals(HttpResponseStatus.REQUEST_ENTITY_TOO_LARGE) || !text(response).isEmpty()) {
+            return response;
+        }
+        String most = Bodies.LARGEST_BODY + " bytes";
+        ByteBuf text =
+                Unpooled.copiedBuffer(
+                        "{\n  \"code\": 413,\n  \"type\": \"RequestTooLarge\",\n  \"message\": \"received more than "
+                                + most
+                                + "; accepted are bodies of at most "
+                                + most
+                                + "\"\n}\n",
+                        StandardCharsets.US_ASCII);
+        HttpResponse whole = new DefaultFullHttpResponse(response.protocolVersion(), response.status(), text);
+        whole.headers()
+                .set(response.headers())
+                .set(HttpHeaderNames.CONTENT_TYPE, HttpHeaderValues.APPLICATION_JSON)
+                .set(HttpHeaderNames.CONTENT_LENGTH, text.readableBytes());
+        return whole;
     }
 
     /** The headers that TorchServe leaves out. */
