@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 
-from handler.errors import InvalidImage
+from handler.errors import InvalidImage, named
 
 LARGEST = 4 * 2**20
 """Bytes of a profile that is read; those of printing presses have 0.5 to 3 MB."""
@@ -75,7 +75,7 @@ def profile_of(image: Image.Image, coded: Coded | None = None) -> bytes:
     if coded and (image.format == "PNG" or not icc):  # PNG's cICP goes before its iCCP
         if coded.transfer in _HDR:
             raise InvalidImage(
-                f"received a {image.format} picture in HDR ({_HDR[coded.transfer]}), which isn't read; "
+                f"received {named(image.format or '')} picture in HDR ({_HDR[coded.transfer]}), which isn't read; "
                 "save it in standard dynamic range (SDR)"
             )
         if coded.primaries not in _PRIMARIES and coded.transfer not in _GAMMAS:

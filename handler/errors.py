@@ -102,6 +102,11 @@ class ServerBusy(RequestError):
         self.headers = {"Retry-After": "2", SLOW_HEADER if slow else BUSY_HEADER: "1"}
 
 
+def named(name: str) -> str:
+    """A name with its article, "an AVIF"."""
+    return f"{'an' if name[:1] in ('A', 'I') else 'a'} {name}"
+
+
 def printable(text: str) -> str:
     """``text`` with an escape for each character that isn't printable, MAX_MESSAGE characters of it at most.
 

@@ -15,6 +15,7 @@ import gc
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -52,6 +53,7 @@ PATIENCE = 5
 BUSY = 20
 """How many times as long it may be by the clock: others may take the processor."""
 HOUR_S = 3600
+_UNIT = ROOT / "tests" / "unit"
 OWN = ("handler", "scripts", "tests")
 """What a process imports from its copy."""
 LEFT_OUT = (".git", ".venv", ".run", ".cache", "__pycache__", "*.mar", ".*_cache", ".hypothesis")
@@ -72,23 +74,34 @@ class Suite:
         for case in ElementTree.parse(durations).iter("testcase"):  # noqa: S314 (pytest wrote it)
             file = case.get("classname", "").replace(".", "/")
             self.seconds[f"{file}.py::{case.get('name')}"] = float(case.get("time", 1))
+        self._tests: dict[str, set[str]] = defaultdict(set)
+        for test in self.seconds:
+            self._tests[_file(test)].add(test)
         self._data = CoverageData(str(data))
         self._data.read()
 
     def of(self, module: Path, first: int, last: int) -> list[str]:
         """Tests that run the module: those that run one of the lines ``first`` to ``last`` come first.
 
-        What is computed as a module is imported, in a fixture of many tests, or in another process belongs to no test.
+        What is computed as a module is imported, in a fixture of many tests, or in another process belongs to no test:
+        those of the files that are about the module, and that import it, are there for that.
         """
         lines = self._lines(module)
         near = set().union(*(lines.get(line, ()) for line in range(first, last + 1)))
-        tests = set().union(*lines.values())
+        own, importing = _files_about(module)
+        tests = set().union(*lines.values(), *(self._tests[file] for file in own | importing))
         files: Counter[str] = Counter()
         for test in tests:
             files[_file(test)] += self.seconds[test]  # type: ignore[assignment]  # a Counter adds up any numbers
         chosen: list[str] = []
         left = TESTS_SECONDS
-        for test in sorted(tests, key=lambda one: (one not in near, files[_file(one)], self.seconds[one], one)):
+        for test in sorted(
+            tests,
+            key=lambda one: (
+                *(one not in near, _file(one) not in own, _file(one) not in importing),
+                *(files[_file(one)], self.seconds[one], one),
+            ),
+        ):
             if self.seconds[test] <= left:
                 chosen.append(test)
                 left -= self.seconds[test]
@@ -101,6 +114,19 @@ class Suite:
             line: {context.rpartition("|")[0] for context in contexts if context}
             for line, contexts in self._data.contexts_by_lineno(file).items()
         }
+
+
+@cache
+def _files_about(module: Path) -> tuple[set[str], set[str]]:
+    """Files of unit tests: that with the module's name, and those that import it."""
+    name = ".".join(module.with_suffix("").parts).removesuffix(".__init__")
+    files = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in _UNIT.glob("test_*.py")}
+    own = {file for file in files if file == f"tests/unit/test_{name.rpartition('.')[2]}.py"}
+    package, _, last = name.rpartition(".")
+    imports = re.compile(
+        rf"^from {re.escape(name)} import|^from {re.escape(package)} import .*\b{last}\b", re.MULTILINE
+    )
+    return own, {file for file, text in files.items() if imports.search(text)}
 
 
 def _file(test: str) -> str:

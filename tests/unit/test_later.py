@@ -16,7 +16,7 @@ import pytest
 
 from handler import densenet_handler, later
 from handler.densenet_handler import DenseNetHandler
-from handler.errors import ImageTooComplex, ServerBusy
+from handler.errors import SLOW_HEADER, ImageTooComplex, ServerBusy
 from handler.later import HEADER, MAX_WAITING, MAY, Lane, Result, taken
 from scripts.lib.model_folder import ModelFolder
 from tests.support.hostile.http import jpeg_of_scans
@@ -100,8 +100,9 @@ def test_a_result_is_fetched_once_by_its_ticket(folder: Path, lane: tuple[Lane, 
     assert result is not None and result["number"].tolist() == [7]
     assert work.low and work.started == 1
     assert not list(folder.iterdir())
-    with pytest.raises(ServerBusy, match=r"^the work on this request was lost; try again$"):
+    with pytest.raises(ServerBusy, match=r"^the work on this request was lost; try again$") as lost:
         taken({HEADER: ticket.name})
+    assert lost.value.headers[SLOW_HEADER] == "1"
     lane[0].finish(10)
     assert lane[1] == ["test"]
 

@@ -39,12 +39,15 @@ def test_tests_of_the_line_come_first_then_those_of_the_module(tmp_path: Path, m
     data.write()
     times = {"far": 1, "slow": 3, "near": 2, "endless": 100}
     cases = (f'<testcase classname="tests.unit.test_a" name="{name}" time="{time}"/>' for name, time in times.items())
-    (tmp_path / "durations.xml").write_text(f"<suite>{''.join(cases)}</suite>", encoding="utf-8")
+    about = f'<testcase classname="tests.unit.test_{MODULE.stem}" name="about" time="1"/>'  # runs none of its lines
+    (tmp_path / "durations.xml").write_text(f"<suite>{''.join(cases)}{about}</suite>", encoding="utf-8")
     tests = Suite(tmp_path)
-    assert tests.of(MODULE, 6, 7) == [f"tests/unit/test_a.py::{name}" for name in ("near", "slow", "far")]
-    assert tests.of(MODULE, 2, 2)[0] == "tests/unit/test_a.py::far"
+    far, near, slow = (f"tests/unit/test_a.py::{name}" for name in ("far", "near", "slow"))
+    own = f"tests/unit/test_{MODULE.stem}.py::about"
+    assert tests.of(MODULE, 6, 7) == [near, slow, own, far]
+    assert tests.of(MODULE, 2, 2)[0] == own
     monkeypatch.setattr(mutating, "TESTS_SECONDS", 3.5)
-    assert tests.of(MODULE, 7, 7) == [f"tests/unit/test_a.py::{name}" for name in ("near", "far")]
+    assert tests.of(MODULE, 7, 7) == [near, own]
 
 
 @pytest.mark.parametrize(("survivors", "broken"), [(3, []), (4, ["80.0% of the mutants killed, at least 85% wanted"])])

@@ -245,6 +245,12 @@ def reshaped(state: State) -> None:
     state["classifier.weight"] = torch.zeros(1000, state["classifier.weight"].shape[1])
 
 
+def two_more(state: State) -> None:
+    """Two that don't belong there."""
+    extra(state)
+    state["zero.weight"] = torch.zeros(1)
+
+
 def all_of_it(state: State) -> None:
     """Missing, unexpected and reshaped at once."""
     reshaped(state)
@@ -267,6 +273,7 @@ def infinite(state: State) -> None:
     [
         (without, "don't fit the architecture: 2 tensors are missing (first classifier.bias)"),
         (extra, "don't fit the architecture: 1 are unexpected (first aux.weight)"),
+        (two_more, "don't fit the architecture: 2 are unexpected (first aux.weight)"),
         (
             reshaped,
             "don't fit the architecture: 1 have another shape (first classifier.weight: (1000, 32) in the weights, "

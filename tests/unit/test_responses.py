@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,17 @@ BROOK = Prediction("Bächli 🐶", 3, 0.5)
 )
 def test_text_only_if_it_is_preferred(accept: str, text: bool) -> None:
     assert prefers(accept, "text/plain") is text
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"phrase": "Schön"}, {"content_type": "text/plän"}, {"headers": {"Ä": "1"}}, {"headers": {"A": "ä"}}],
+)
+def test_what_isnt_ascii_beside_the_body_is_found_before_it_is_sent(parts: dict[str, Any]) -> None:
+    whole: dict[str, Any] = {"status": 200, "phrase": "OK", "content_type": "text/plain", "body": "ä".encode()}
+    assert Response(**whole).headers == {}
+    with pytest.raises(UnicodeEncodeError):
+        Response(**{**whole, **parts})
 
 
 def test_best_label_as_json() -> None:
