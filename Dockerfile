@@ -20,12 +20,15 @@ ENV DENSENET_TORCH_INDEX=${TORCH_INDEX} PIP_NO_CACHE_DIR=1
 COPY requirements.lock requirements-torch.lock ./
 COPY scripts/__init__.py scripts/
 COPY scripts/lib/__init__.py scripts/lib/console.py scripts/lib/environment.py scripts/lib/locking.py scripts/lib/paths.py scripts/lib/
+# `no` leaves out the decoder of HEIC (libheif, LGPL); such pictures are then refused by their name.
+ARG HEIF=yes
 RUN python3 -m scripts.lib.environment \
     # nobody installs anything into an image, and nobody compiles against torch
     && rm -r .venv/lib/python3.11/site-packages/pip .venv/lib/python3.11/site-packages/pip-* \
         .venv/lib/python3.11/site-packages/torch/include \
     # nor with torch.compile: 0.9 GB, which CPU builds of torch don't bring
-    && rm -rf .venv/lib/python3.11/site-packages/triton*
+    && rm -rf .venv/lib/python3.11/site-packages/triton* \
+    && if [ "${HEIF}" = no ]; then rm -r .venv/lib/python3.11/site-packages/*pi_heif*; fi
 COPY . .
 # What is served unless a container is told otherwise: --weights of build_archive.py.
 ARG WEIGHTS=bundled

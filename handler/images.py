@@ -166,7 +166,8 @@ def load_reduced(
                 image.draft(image.mode, (enough, enough))  # without effect but on a JPEG
             _check_pixels(image.format or "", (width, height), image.size, max_pixels)
             if reserve is not None:
-                reserve(decoding_bytes(image, width * height))
+                copies = 2 if image.format == "HEIF" else 0  # of the file, that its decoder makes
+                reserve(decoding_bytes(image, width * height) + copies * len(opened.data))
             stored = stored_as(image)
             if opened.is_jpeg:
                 image = jpeg.load(image, opened.data, enough)

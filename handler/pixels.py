@@ -58,7 +58,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     tags = getattr(image, "tag_v2", {})
     if image.mode.startswith("I;16"):
         values = np.asarray(image)  # (H, W) uint16
-        bits = min(max(tags.get(BITS, (16,))[0], 8), 16)  # 12, of X-rays and microscopes
+        bits = min(max(tags.get(BITS, (16,))[0], 8), 16)  # 12, of scanners and microscopes
         levels = (values >> (bits - 8)).astype(np.uint8)
         transparent = image.info.get("transparency")
         if transparent is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -71,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Predict; 0 if every picture got a label, else 1."""
     from scripts.client import DenseNetClient
-    from scripts.lib.pictures import count_pictures, picture_paths
+    from scripts.lib.pictures import count_pictures, picture_paths, told_left_out
     from scripts.lib.predictions import CSV, JSON_LINES, PredictionFile, PredictionStream, format_of
     from scripts.lib.server import inference_token
 
@@ -79,6 +80,7 @@ def main(args: argparse.Namespace) -> int:
         build_parser().error("--resume goes on with a file; name it with --output")
     form = JSON_LINES if args.json else CSV if args.csv else format_of(args.output)
     total = count_pictures(args.pictures)
+    left_out: Counter[str] = Counter()
     url = args.url or f"http://127.0.0.1:{args.port}"
     with DenseNetClient(url, inference_token(args.port), patience=args.patience) as client:
         client.ping()
@@ -93,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
             # lines that appear on the same terminal are progress enough
             seen = total == 1 or (not args.output and is_terminal(sys.stdout))
             progress = None if seen else Progress("predicting", total, " pictures", rate=True)
-            paths = (path for path in picture_paths(args.pictures) if path not in output.done)
+            paths = (path for path in picture_paths(args.pictures, left_out) if path not in output.done)
             try:
                 for result in client.predict_many(paths, args.topk, args.concurrency):
                     if result.error:
@@ -107,6 +109,8 @@ def main(args: argparse.Namespace) -> int:
                 raise
             if progress:
                 progress.finish()
+            if left_out:
+                tell(told_left_out(left_out))
             if args.output:
                 say(str(output))
             if args.sheet:

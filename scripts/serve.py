@@ -52,6 +52,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="where metrics listen, which no token protects; 0.0.0.0 for every network (default 127.0.0.1)",
     )
+    add(
+        "--cors-origin",
+        metavar="ORIGIN",
+        help="let pages of this origin ask the server, as https://shop.example; '*' for all (default: of none)",
+    )
     add("--workers", type=positive, metavar="N", help="workers (default: one a core that has the memory, or one a GPU)")
     add("--token", action="store_true", help="ask for TorchServe's tokens on every request (see docs/configuration.md)")
     add("--detach", action="store_true", help="leave the server running and return")
@@ -90,6 +95,7 @@ def main(args: argparse.Namespace) -> int:
             {"name": card.name, "weights_sha256": card.weights_sha256},
             metrics_host=args.metrics_host,
             archive=archive.name,
+            cors_origin=args.cors_origin,
         )
         try:
             wait_until_ready(server)

@@ -128,6 +128,7 @@ def index_problem(index: str, pins: dict[str, str], timeout_s: float) -> str:
     """
     import http.client
     import threading
+    import urllib.error
     import urllib.request
 
     answer = [f"no answer within {timeout_s:g} s"]
@@ -144,6 +145,8 @@ def index_problem(index: str, pins: dict[str, str], timeout_s: float) -> str:
             answer[0] = ""
         except (OSError, ValueError, http.client.HTTPException) as error:
             answer[0] = str(getattr(error, "reason", error)) or type(error).__name__
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
 
     # A thread, because neither the name look-up nor a server that drips bytes keeps to a socket's time-out.
     thread = threading.Thread(target=ask, daemon=True)

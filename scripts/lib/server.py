@@ -221,9 +221,21 @@ def java_properties(values: Mapping[str, str]) -> str:
 
 
 def server_properties(
-    port: int, host: str, management_host: str, workers: int, token: bool, metrics_host: str = LOOPBACK
+    port: int,
+    host: str,
+    management_host: str,
+    workers: int,
+    token: bool,
+    metrics_host: str = LOOPBACK,
+    cors_origin: str | None = None,
 ) -> dict[str, str]:
     """``config/config.properties`` with what ``serve.py``'s flags replace."""
+    cors = {
+        "cors_allowed_origin": cors_origin,
+        # no PUT or DELETE: TorchServe takes the same for its management
+        "cors_allowed_methods": "GET, POST",
+        "cors_allowed_headers": "Accept, Content-Type",
+    }
     return {
         **read_properties(CONFIG / "config.properties"),
         "inference_address": f"http://{_bracket(host)}:{port}",
@@ -236,6 +248,7 @@ def server_properties(
         "netty_client_threads": str(network_threads(workers)),
         "disable_token_authorization": "false" if token else "true",
         "metrics_config": METRICS_CONFIG.as_posix(),
+        **({name: value for name, value in cors.items() if value} if cors_origin else {}),
     }
 
 
@@ -298,6 +311,7 @@ def start_server(
     *,
     metrics_host: str = LOOPBACK,
     archive: str = ARCHIVE,
+    cors_origin: str | None = None,
 ) -> Server:
     """Start TorchServe on ``archive`` in ``model_store``; returns at once, see :func:`wait_until_ready`.
 
@@ -311,7 +325,7 @@ def start_server(
         _put_aside(folder)
         folder.mkdir(parents=True, exist_ok=True)  # it exists where it can't be moved
         folder.chmod(0o700)
-        properties = server_properties(port, host, management_host, workers, token, metrics_host)
+        properties = server_properties(port, host, management_host, workers, token, metrics_host, cors_origin)
         temporary = Path(tempfile.mkdtemp(prefix="densenet-"))
         process = None
         try:

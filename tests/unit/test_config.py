@@ -108,6 +108,10 @@ def test_flags_of_serve_replace_settings() -> None:
     assert properties["disable_token_authorization"] == "false"
     assert Path(properties["metrics_config"]) == METRICS_CONFIG
     assert properties["max_request_size"] == read_properties(PROPERTIES)["max_request_size"]
+    assert not [name for name in properties if name.startswith("cors")]
+    cors = server_properties(6000, "0.0.0.0", "::1", workers=3, token=True, cors_origin="https://shop.example")
+    assert cors["cors_allowed_origin"] == "https://shop.example"
+    assert cors["cors_allowed_methods"] == "GET, POST"
 
 
 def test_the_model_config_is_accepted() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from scripts.lib.console import CommandError
-from scripts.lib.pictures import count_pictures, picture_paths, walk_pictures
+from scripts.lib.pictures import count_pictures, picture_paths, told_left_out, walk_pictures
 
 
 @pytest.fixture
@@ -72,18 +73,41 @@ def test_patterns_are_expanded_here_too(folder: Path) -> None:
         ('\ufeffid;filename\r\n1;b.jpg\r\n2;"c/3.jpg"\r\n', ["b.jpg", "c/3.jpg"]),
         ("c\n", ["c/3.jpg"]),
         ('"a, b.jpg"\n', ["a, b.jpg"]),
+        ("label\tImage Path\ndog, white\tb.jpg\n", ["b.jpg"]),
+        ("file_name,label\nb.jpg,dog\n", ["b.jpg"]),
     ],
-    ids=["bare", "path-column", "second-column", "semicolons-and-bom", "folder", "quoted"],
+    ids=["bare", "path-column", "second-column", "semicolons-and-bom", "folder", "quoted", "tabs", "other-head"],
 )
-def test_csv_files_name_pictures(folder: Path, text: str, paths: list[str]) -> None:
-    (folder / "list.csv").write_text(text, encoding="utf-8")
-    assert list(picture_paths(["list.csv"])) == paths
+@pytest.mark.parametrize("name", ["list.csv", "LIST.TSV"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_csv_files_name_pictures(folder: Path, text: str, paths: list[str], name: str, encoding: str) -> None:
+    (folder / name).write_text(text.lstrip("\ufeff") if encoding == "utf-16" else text, encoding=encoding)
+    assert list(picture_paths([name])) == paths
 
 
 def test_standard_input_names_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stdin(monkeypatch, b"b.jpg\r\n\n c/3.jpg\n\xff.jpg\nc")
     assert list(picture_paths(["a.PNG", "-"])) == ["a.PNG", "b.jpg", " c/3.jpg", os.fsdecode(b"\xff.jpg"), "c/3.jpg"]
     assert count_pictures(["a.PNG", "-"]) is None
+
+
+def test_standard_input_may_be_that_of_find(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = folder / "line\nbreak.jpg"
+    odd.touch()
+    stdin(monkeypatch, b"b.jpg\0line\nbreak.jpg\0c\0")
+    assert list(picture_paths(["-"])) == ["b.jpg", "line\nbreak.jpg", "c/3.jpg"]
+
+
+def test_pictures_of_all_names_are_found_and_others_counted(folder: Path) -> None:
+    names = ["IMG_1.HEIC", "2.heif", "3.jfif", "4.jpe", "5.ppm", "6.ico"]
+    for name in (*names, "7.mov", "8.MOV", "Makefile", ".DS_Store"):
+        (folder / "empty.jpg" / name).touch()
+    left_out: Counter[str] = Counter()
+    assert [Path(path).name for path in picture_paths(["empty.jpg"], left_out)] == sorted(names)
+    assert told_left_out(left_out) == "left out 3 files (.mov, Makefile)"
+    assert told_left_out(Counter({f".{at}": 10 - at for at in range(7)})).endswith("49 files (.0, .1, .2, .3, .4, …)")
+    assert told_left_out(Counter([".txt"])) == "left out 1 file (.txt)"
+    assert told_left_out(Counter()) == ""
 
 
 @pytest.mark.parametrize(
@@ -94,13 +118,13 @@ def test_standard_input_names_pictures(folder: Path, monkeypatch: pytest.MonkeyP
         ("empty.csv", "empty.csv holds no paths; expected files like .jpg, .png or .webp"),
         (
             "missing.csv",
-            "the list missing.csv can't be read: No such file or directory; expected a CSV file in UTF-8 with the "
-            "paths of pictures in its first column, or in one that is called path",
+            "the list missing.csv can't be read: No such file or directory; expected a CSV file in UTF-8 or "
+            "UTF-16 with the paths of pictures in its first column, or in one that is called path",
         ),
         (
             "-",
-            "received binary data on standard input; expected the paths of pictures, one a line (a picture itself: "
-            "name its file, or send it with curl -T -)",
+            "received binary data on standard input; expected the paths of pictures, one a line, or those of "
+            "find -print0 (a picture itself: name its file, or send it with curl -T -)",
         ),
     ],
 )

@@ -26,7 +26,14 @@ KEYS = (
 HEADERS = (
     *("Accept", "Content-Type", "Content-Length", "Expect", "Authorization", "Connection", "Host", "User-Agent"),
     *("Inference-Header-Content-Length", "X-Request-Start", "X-Request-Id", "X-Forwarded-For", "X-Forwarded-Proto"),
-    *("X-Densenet-Hold", "X-Densenet-Patience", "X-Densenet-Busy", "X-Densenet-Later", "X-Densenet-Slow"),
+    *(
+        "X-Densenet-Hold",
+        "X-Densenet-Patience",
+        "X-Densenet-Busy",
+        "X-Densenet-Later",
+        "X-Densenet-Slow",
+        "X-Densenet-Query",
+    ),
     *("X-Densenet-Worker-Died", "explain", "describe", "url_path", "ts_stream_next", "ts_request_sequence_id"),
 )
 TYPES = (
