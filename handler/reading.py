@@ -233,9 +233,11 @@ class Decoding:
         with self._lock:
             if self._process is process:
                 self._outcome = outcome
-                self._ended.set()
-                if process.alive and not self._low:
+                kept = process.alive and not self._low
+                if kept:
                     self._reader.give_back(process)
+                self._ended.set()  # whoever waits finds the process, and doesn't start another
+                if kept:
                     return
         process.close()
 

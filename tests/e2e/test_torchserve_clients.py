@@ -58,7 +58,13 @@ CALLS = (
     Rest("POST", "/predictions/densenet", 200, "probability", send={"data": PICTURE}),
     Rest("POST", "/predictions/densenet", 200, "probability", send={"files": {"data": PICTURE}}),
     # TorchServe keeps one field of a name; a model that expects two pictures is another model
-    Rest("POST", "/predictions/densenet", 400, "more than one picture", send={"files": [("data", PICTURE)] * 2}),
+    Rest(
+        "POST",
+        "/predictions/densenet",
+        400,
+        "more than one field of the same name",
+        send={"files": [("data", PICTURE)] * 2},
+    ),
     Rest("PUT", "/predictions/densenet/1.0", 200, "probability", send={"data": PICTURE}),
     Rest("PUT", "/predictions/densenet/2.0", 404, "ModelVersionNotFoundException", send={"data": PICTURE}),
     Rest("PUT", "/predictions/resnet-18", 404, "ModelNotFoundException", send={"data": PICTURE}),
