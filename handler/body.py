@@ -17,6 +17,8 @@ from handler.errors import InvalidRequest, quoted
 QUERY_HEADER = "X-Densenet-Query"
 """From the agent: the query of a path whose query TorchServe drops."""
 MAX_FIELDS = 16
+LOOKED_AT = 100
+"""Bytes of a body that say what it is; there are bodies of 32 MiB of space."""
 _JSON = re.compile(rb"(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?[\0\s]*[{\[]")
 """How JSON begins, in UTF-8 or UTF-16; no picture that is read begins so."""
 _FORM = re.compile(rb"(file|data|body|instances|topk|method|target)=")
@@ -54,9 +56,10 @@ def fields_of(row: Mapping[str, Any], headers: Mapping[str, Any], is_json: bool 
     if isinstance(body, str) and kind.startswith("text/"):  # which TorchServe has decoded
         body = body.encode("utf-8", "surrogatepass")
     if isinstance(body, (bytes, bytearray)) and kind != "multipart/form-data" and is_json:
-        if kind.endswith("json") or _JSON.match(body):
+        begin = bytes(body[:LOOKED_AT])
+        if kind.endswith("json") or _JSON.match(begin):
             fields["body"] = _parsed(body)
-        elif _FORM.match(body):
+        elif _FORM.match(begin):
             del fields["body"]
             _add(fields, bytes(body).decode("latin-1"), "the form")
     query = header(headers, QUERY_HEADER)

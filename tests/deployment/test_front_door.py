@@ -324,7 +324,7 @@ def test_the_hosts_own_errors_pass(door: FrontDoor) -> None:
     assert_error(flask, 400, "InvalidImage", "received 10 bytes that are no picture")
     many = {"instances": [{"data": "aGVsbG8="}] * 65}
     assert_error(requests.post(door.predictions, json=many, timeout=TIMEOUT_S), 413, "TooManyInstances", "at most 64")
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    form = {"Content-Type": 'multipart/form-data; boundary="'}
     answer = requests.post(door.predictions, data=PICTURE, headers=form, timeout=TIMEOUT_S)
     assert_error(answer, 400, "BadRequestException", "received a form that can't be parsed")
     for path in ("/densenet/predict?topk=%zz", "/invocations?a=%"):

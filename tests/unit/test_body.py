@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -47,6 +48,15 @@ def test_a_picture_stays_a_picture(kind: str) -> None:
 def test_text_that_is_no_json_stays_text() -> None:
     assert fields_of({"body": JSON["data"]}, {"content-type": "text/plain"}) == {"body": JSON["data"]}
     assert fields_of({"body": TEXT}, {"content-type": "application/json"}) == {"body": TEXT}, "a string in JSON"
+
+
+def test_a_large_body_of_nothing_is_looked_at_briefly() -> None:
+    """It is the worker that looks, and others wait meanwhile."""
+    body = bytes(32 * 2**20)
+    start = time.process_time()
+    for _ in range(10):
+        assert fields_of({"body": body}, {})["body"] is body
+    assert time.process_time() - start < 0.1
 
 
 def test_what_stands_behind_json_or_in_a_multipart_field_isnt_parsed() -> None:
