@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -58,5 +59,6 @@ def test_swaps_and_scalings_lose_no_request() -> None:
 def test_the_parser_is_fuzzed(tmp_path: Path) -> None:
     done = command("../tests/endurance/fuzz_coverage.py", "--inputs", "300", "--corpus", str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Done 300 runs" in done.stderr
+    runs = re.search(r"^Done (\d+) runs", done.stderr, re.MULTILINE)
+    assert runs is not None and int(runs[1]) >= 300, "its samples may be more"
     assert len(list(tmp_path.glob("sample-*"))) > 20

@@ -89,8 +89,8 @@ def test_compressed_bodies_are_not_unpacked(server: Running) -> None:
     """CVE-2021-37136, CVE-2021-37137, CVE-2025-58057 are about Netty's decompressors: none is in use."""
     packed = zlib.compress(bytes(30_000_000), wbits=31)
     reply = exchange(server.port, request(packed, "Content-Encoding: gzip"), TIMEOUT_S)
-    assert reply.status == 400
-    assert b"that are no picture" in reply.body
+    assert reply.status == 415
+    assert b"received a compressed body" in reply.body
 
 
 def test_slow_clients_do_not_keep_others_out(server: Running) -> None:
