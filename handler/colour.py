@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 
-from handler.errors import InvalidImage, named
+from handler.errors import InvalidImage, with_article
 
 LARGEST = 4 * 2**20
 """Bytes of a profile that is read; those of printing presses have 0.5 to 3 MB."""
@@ -74,8 +74,9 @@ def profile_of(image: Image.Image, coded: Coded | None = None) -> bytes:
     icc = image.info.get("icc_profile")
     if coded and (image.format == "PNG" or not icc):  # PNG's cICP goes before its iCCP
         if coded.transfer in _HDR:
+            name = with_article(image.format or "")
             raise InvalidImage(
-                f"received {named(image.format or '')} picture in HDR ({_HDR[coded.transfer]}), which isn't read; "
+                f"received {name} picture in HDR ({_HDR[coded.transfer]}), which isn't read; "
                 "save it in standard dynamic range (SDR)"
             )
         if coded.primaries not in _PRIMARIES and coded.transfer not in _GAMMAS:

@@ -102,7 +102,7 @@ class ServerBusy(RequestError):
         self.headers = {"Retry-After": "2", SLOW_HEADER if slow else BUSY_HEADER: "1"}
 
 
-def named(name: str) -> str:
+def with_article(name: str) -> str:
     """A name with its article, "an AVIF"."""
     return f"{'an' if name[:1] in ('A', 'I') else 'a'} {name}"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from handler import colour, formats, jpeg
-from handler.errors import ImageTooLarge, InvalidImage, named
+from handler.errors import ImageTooLarge, InvalidImage, with_article
 from handler.formats import ACCEPTED
 from handler.pixels import BITS, PLANES, stored_as, to_rgb
 
@@ -186,7 +186,7 @@ def load_reduced(
         raise
     except Exception as error:  # OSError (cut off), and what else a decoder meets in broken data
         raise InvalidImage(
-            f"received {named(image.format or '')} picture of {width} × {height} px that is broken or cut off "
+            f"received {with_article(image.format or '')} picture of {width} × {height} px that is broken or cut off "
             f"({_reason(error)}); send the whole file, {ACCEPTED}"
         ) from None
 
@@ -201,7 +201,7 @@ def _check_pixels(name: str, size: tuple[int, int], decoded: tuple[int, int], ma
     if pixels > max_pixels:
         reduced = " where it is decoded at a reduced size" if decoded != size else ""
         raise ImageTooLarge(
-            f"received {named(name)} picture of {width} × {height} px = {pixels:,} pixels{reduced}; "
+            f"received {with_article(name)} picture of {width} × {height} px = {pixels:,} pixels{reduced}; "
             f"accepted are at most {max_pixels:,} pixels"
         )
 
